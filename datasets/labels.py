@@ -1,0 +1,139 @@
+"""The store of maps: CAM, PSA, PSA+CRF and difference maps, one compressed .npz file an image, no pickle.
+
+A file describes itself: format version, class indices, size of the image, what made it. Maps at full size are kept in
+8 bits (within 1/255 of each map's maximum, argmax kept); maps on the feature grid (the random walk's result) are kept
+in float32, so that upsampling on reading is exact.
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from datasets.errors import InputError
+from datasets.files import atomic_write
+
+VERSION = 1
+CELL = 8
+_LARGEST_SIDE = 1 << 14
+
+
+@dataclass(frozen=True)
+class SeedMaps:
+    """Maps of one image at full size."""
+
+    classes: np.ndarray  # K class indices, 0 = background
+    maps: np.ndarray  # K×H×W float32
+    made_by: str
+
+
+def store_path(folder: str | Path, image_id: str) -> Path:
+    return Path(folder) / f"{image_id}.npz"
+
+
+def save_maps(path: str | Path, classes: np.ndarray, maps: np.ndarray, size: tuple[int, int], made_by: str) -> None:
+    """Store K×H×W maps of full size (8 bits), or K×h×w maps on the feature grid (float32).
+
+    Args:
+        classes: K class indices, ascending; 0 = background.
+        maps: non-negative float32; h = ceil(H/8), w = ceil(W/8) marks the feature grid unless it is the full size.
+        size: (H, W) of the image.
+        made_by: what made the maps, for people.
+    """
+    full = maps.shape[1:] == tuple(size)
+    if not full and maps.shape[1:] != grid_size(size):
+        raise ValueError(f"maps of {maps.shape[1:]} fit neither the image {size} nor its grid {grid_size(size)}")
+    fields = {
+        "version": np.array(VERSION),
+        "classes": np.asarray(classes, np.uint8),
+        "size": np.array(size, np.int32),
+        "made_by": np.array(made_by),
+    }
+    if full:
+        fields["maps"], fields["peak"] = _to_bytes(maps)
+    else:
+        fields["maps"] = maps.astype(np.float32)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **fields)
+
+
+def grid_size(size: tuple[int, int]) -> tuple[int, int]:
+    return -(-size[0] // CELL), -(-size[1] // CELL)
+
+
+def _to_bytes(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Maps in steps of their common maximum/255, the winner of each pixel kept the winner."""
+    peak = np.float32(max(maps.max(initial=0), 1e-12))
+    scaled = maps / peak * 255
+    rounded = np.rint(scaled)
+    winner = maps.argmax(axis=0)[None]
+    best = np.take_along_axis(rounded, winner, 0)
+    # argmax takes the first of equals: an earlier map that rounding made equal must step down. It lies below the
+    # winner, so at most one step below its true value, or the winner steps up instead.
+    tied = (rounded == best) & (np.arange(len(maps))[:, None, None] < winner)
+    up = tied.any(axis=0, keepdims=True) & (np.take_along_axis(scaled, winner, 0) >= best) & (best < 255)
+    np.put_along_axis(rounded, winner, best + up, 0)
+    rounded[tied & ~up] -= 1
+    return rounded.clip(0, 255).astype(np.uint8), peak
+
+
+def load_maps(path: str | Path) -> SeedMaps:
+    """Read a stored file as maps at the image's full size.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another version.
+    """
+    fields = _read_fields(Path(path), ("classes", "size", "maps", "made_by"))
+    classes, maps = fields["classes"], fields["maps"]
+    size = tuple(int(side) for side in fields["size"].ravel())
+    grid = len(size) == 2 and maps.dtype == np.float32 and maps.shape == (len(classes), *grid_size(size))
+    full = len(size) == 2 and maps.dtype == np.uint8 and maps.shape == (len(classes), *size) and "peak" in fields
+    if not (grid or full) or not 0 < max(size) < _LARGEST_SIDE:
+        raise InputError(f"{path}: the stored maps {maps.dtype} {maps.shape} do not fit the image size {size}; make it anew")
+    if full:
+        maps = maps * np.float32(fields["peak"] / 255)
+    else:
+        tensor = torch.from_numpy(maps)[None]
+        padded = (CELL * maps.shape[1], CELL * maps.shape[2])
+        tensor = F.interpolate(tensor, size=padded, mode="bilinear", align_corners=False)
+        maps = tensor[0, :, : size[0], : size[1]].numpy()
+    return SeedMaps(classes.astype(np.int64), maps, str(fields["made_by"]))
+
+
+def save_differences(path: str | Path, d_k: np.ndarray, d_a: np.ndarray, made_by: str) -> None:
+    """Store the static difference logits of one image, h×w float32 each."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, version=np.array(VERSION), d_k=d_k, d_a=d_a, made_by=np.array(made_by))
+
+
+def load_differences(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """The logits (d_K, d_A) of one image, h×w float32 each.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another version.
+    """
+    fields = _read_fields(Path(path), ("d_k", "d_a"))
+    d_k, d_a = fields["d_k"], fields["d_a"]
+    if d_k.dtype != np.float32 or d_k.ndim != 2 or d_a.dtype != np.float32 or d_a.shape != d_k.shape:
+        raise InputError(f"{path}: not a pair of difference maps ({d_k.dtype} {d_k.shape}, {d_a.dtype} {d_a.shape})")
+    return d_k, d_a
+
+
+def _read_fields(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if sum(info.file_size for info in archive.zip.infolist()) > 1 << 30:
+                raise InputError(f"{path}: claims to hold over 1 GiB of maps; make it anew")
+            fields = {key: archive[key] for key in archive.files}
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged or no stored map ({error}); delete it and run the step that makes it") from None
+    version = fields.get("version")
+    if version is None or version.shape != () or version != VERSION or not all(key in fields for key in needed):
+        raise InputError(f"{path}: not a map file of version {VERSION}; delete it and run the step that makes it")
+    return fields

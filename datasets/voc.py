@@ -1,0 +1,166 @@
+"""PASCAL VOC 2012 on disk: lists, photographs, image-level labels from Annotations, palette masks."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from datasets.errors import InputError
+from datasets.files import atomic_write
+
+CLASSES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
+).split()
+IGNORE = 255
+
+# A bare id, or the pair "/JPEGImages/ID.jpg /SegmentationClass/ID.png" that other programs' lists have.
+_LIST_LINE = re.compile(r"^(?:/?JPEGImages/)?(?P<id>\w[\w-]*)(?:\.jpg)?(?:\s+\S+)?$")
+_LARGEST_XML = 1 << 20
+
+
+def colour_map() -> np.ndarray:
+    """VOC's palette, 256×3 uint8: the bits of the index spread over red, green and blue."""
+    index = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((index >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
+PALETTE = colour_map()
+
+
+def read_ids(root: str | Path, split: str) -> list[str]:
+    """The image ids of ImageSets/Segmentation/`split`.txt, in the order of the file.
+
+    Raises:
+        InputError: there is no VOC at `root`, no such list, an empty one, or a line that is no id.
+    """
+    root = Path(root)
+    if not (root / "JPEGImages").is_dir():
+        raise InputError(f"no VOC at {root}: {root / 'JPEGImages'} is missing; link or name it with --voc-root")
+    path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    try:
+        lines = path.read_text(encoding="ascii").split("\n")
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: it must list the image ids of split '{split}', one a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a list of image ids ({error})") from None
+    ids = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            match = _LIST_LINE.match(line.strip())
+            if match is None:
+                raise InputError(f"{path}, line {number}: {line.strip()[:60]!r} is not an image id")
+            ids.append(match["id"])
+    if not ids:
+        raise InputError(f"{path} lists no image")
+    return ids
+
+
+def image_path(root: str | Path, image_id: str) -> Path:
+    return Path(root) / "JPEGImages" / f"{image_id}.jpg"
+
+
+def mask_path(root: str | Path, image_id: str) -> Path:
+    return Path(root) / "SegmentationClass" / f"{image_id}.png"
+
+
+def read_image(root: str | Path, image_id: str) -> np.ndarray:
+    """The photograph of an id as H×W×3 uint8 RGB; grey, palette, alpha and CMYK files are converted.
+
+    The pixels are taken as stored: an EXIF rotation is not applied, as VOC's masks know none.
+
+    Raises:
+        InputError: the file is missing, truncated, or no picture.
+    """
+    return open_image(image_path(root, image_id))
+
+
+def open_image(path: Path) -> np.ndarray:
+    """`read_image` for any file."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing, but a list names it") from None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path} cannot be read as a picture ({error}); restore it or take its id off the list") from None
+
+
+def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
+    """(height, width) of an id's photograph, from the file's header."""
+    path = image_path(root, image_id)
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as a picture ({error}); restore it or take its id off the list") from None
+
+
+def read_present(root: str | Path, image_id: str) -> np.ndarray:
+    """Image-level labels from Annotations/<id>.xml: (21,) float32 of zeros and ones, background (first) always 1.
+
+    Every object counts, also those marked difficult, as in PSA.
+
+    Raises:
+        InputError: the file is missing, no VOC annotation, or names an unknown class or none.
+    """
+    path = Path(root) / "Annotations" / f"{image_id}.xml"
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST_XML + 1)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: every training image needs its annotation for the image labels") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error})") from None
+    # VOC's files have no document type; refusing one keeps entity bombs and external entities out.
+    if len(data) > _LARGEST_XML or b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise InputError(f"{path} is not a VOC annotation (over 1 MiB, or it declares a document type)")
+    try:
+        names = [(element.text or "").strip() for element in ElementTree.fromstring(data).iterfind("object/name")]
+    except (ElementTree.ParseError, ValueError) as error:
+        raise InputError(f"{path} is not readable XML ({error})") from None
+    if not names:
+        raise InputError(f"{path} names no object: an image without a label cannot be learned from, take its id off the list")
+    present = np.zeros(len(CLASSES), np.float32)
+    present[0] = 1
+    for name in names:
+        if name not in CLASSES[1:]:
+            raise InputError(f"{path} names the class {name[:40]!r}, which is none of VOC's 20")
+        present[CLASSES.index(name)] = 1
+    return present
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """A palette or grey PNG mask as H×W uint8: class indices, 255 = ignore.
+
+    Raises:
+        InputError: the file is missing, unreadable, or holds colours or indices that are no class.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise InputError(f"{path} is a {image.mode} picture, needed: a palette or grey PNG of class indices")
+            mask = np.array(image)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path} cannot be read as a mask ({error})") from None
+    unknown = np.setdiff1d(mask, [*range(len(CLASSES)), IGNORE])
+    if unknown.size:
+        raise InputError(f"{path} holds the index {unknown[0]}, which is no class (0…{len(CLASSES) - 1}, 255 = ignore)")
+    return mask
+
+
+def write_mask(path: str | Path, mask: np.ndarray) -> None:
+    """Write H×W class indices as a PNG with VOC's palette."""
+    image = Image.fromarray(mask.astype(np.uint8), mode=None)
+    image.putpalette(PALETTE.tobytes())
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="PNG")

@@ -1,0 +1,69 @@
+"""The CAM classifier of PSA and its multi-scale class activation maps."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from models.resnet38 import Features, ResNet38, he_initialise, scaled
+from models.segmentation import resize
+
+
+class Classifier(ResNet38):
+    """Backbone → dropout → global average pool → fc8, a 1×1 convolution without bias.
+
+    Args:
+        classes: number of *foreground* classes.
+        width: factor on the number of channels.
+
+    Reference:
+        Ahn and Kwak, CVPR 2018.
+    """
+
+    def __init__(self, classes: int = 20, width: float = 1.0):
+        super().__init__(width)
+        self.fc8 = nn.Conv2d(scaled(4096, width), classes, 1, bias=False)
+        self.dropout7 = nn.Dropout2d(0.5)
+        he_initialise(self)
+        nn.init.xavier_uniform_(self.fc8.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N×3×H×W → N×20 logits."""
+        conv6 = self.dropout7(self.features(x).conv6)
+        return self.fc8(F.adaptive_avg_pool2d(conv6, 1)).flatten(1)
+
+    def cam(self, x: Tensor) -> Tensor:
+        """N×3×H×W → N×20×H/8×W/8, ReLU of the class scores at each cell."""
+        features: Features = self.features(x)
+        return F.relu(self.fc8(features.conv6))
+
+
+@torch.no_grad()
+def multiscale_cam(
+    classifier: Classifier, image: np.ndarray, classes: Tensor, scales: tuple[float, ...], normalise
+) -> Tensor:
+    """Class activation maps summed over scales and mirrors, each class divided by (its maximum + 1e-5).
+
+    Args:
+        classifier: in evaluation mode.
+        image: H×W×3 uint8 RGB.
+        classes: K foreground indices (0 is the first class after background) that the image has, int64.
+        scales: relative to the image; the resize is Pillow's bicubic on the uint8 image.
+        normalise: N×3×H×W uint8 → network input (datasets.transforms.normalise).
+
+    Returns:
+        K×H×W float32 in 0…1 on the classifier's device.
+    """
+    device = classifier.fc8.weight.device
+    height, width = image.shape[:2]
+    total = 0
+    for scale in scales:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        pixels = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+        x = normalise(torch.from_numpy(pixels).movedim(-1, 0)[None].to(device))
+        cam = classifier.cam(torch.cat([x, x.flip(-1)])).float()[:, classes]
+        straight, mirrored = cam.chunk(2)
+        total = total + resize(straight + mirrored.flip(-1), (height, width))
+    total = total[0]
+    return total / (total.amax(dim=(1, 2), keepdim=True) + 1e-5)

@@ -1,0 +1,126 @@
+"""One training step of the static and of the dynamic mode, as functions of a batch.
+
+They are modules so that DistributedDataParallel can wrap a whole step. The two networks share no gradient: the
+DD-Net's inputs are detached, so one backward of `loss_seg + loss_dd` trains each on its own loss.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.ddnet import DDNet
+from models.segmentation import SegmentationNetwork, masked_prediction
+from models.ssdd import (
+    dynamic_segmentation_loss,
+    integrate,
+    missing_class_flags,
+    pair_difference_loss,
+    seed_difference_loss,
+)
+
+
+class Integration(NamedTuple):
+    """How d_K and d_A are turned into a mask; see models.ssdd.integrate."""
+
+    bias: float = 0.4
+    bg: float = 0.0
+    flag_kept: bool = False
+
+
+class Module(NamedTuple):
+    """One SSDD module's view of a batch; what the pages show."""
+
+    knowledge: Tensor  # N×h×w
+    advice: Tensor
+    d_k: Tensor  # N×1×h×w logits
+    d_a: Tensor
+    flags: Tensor  # N×C
+    refined: Tensor  # N×h×w
+
+
+def run_module(
+    ddnet: DDNet, index: int, features: Tensor, knowledge: Tensor, advice: Tensor, present: Tensor, how: Integration
+) -> Module:
+    """SSDD module `index`: difference maps of knowledge and advice, flags, and the integrated mask."""
+    d_k, d_a = ddnet.differences(index, features, knowledge, advice)
+    return integrated(knowledge, advice, d_k, d_a, present, how)
+
+
+def integrated(
+    knowledge: Tensor, advice: Tensor, d_k: Tensor, d_a: Tensor, present: Tensor, how: Integration
+) -> Module:
+    """Flags and integrated mask for difference logits that are known already."""
+    flags = missing_class_flags(knowledge, advice, present, how.flag_kept)
+    refined = integrate(knowledge, advice, d_k, d_a, flags, how.bias, how.bg)
+    return Module(knowledge, advice, d_k, d_a, flags, refined)
+
+
+class StepResult(NamedTuple):
+    loss_seg: Tensor
+    loss_dd: Tensor
+    modules: tuple[Module, ...]
+    logits: tuple[Tensor, ...]  # of seg_main and, in the dynamic mode, seg_sub
+
+
+class StaticStep(nn.Module):
+    """Mode 0: seg_main learns the knowledge, the DD-Net where the advice differs from it (paper section 3)."""
+
+    def __init__(self, segmentation: SegmentationNetwork, ddnet: DDNet, how: Integration):
+        super().__init__()
+        self.segmentation, self.ddnet, self.how = segmentation, ddnet, how
+
+    def forward(self, x: Tensor, present: Tensor, knowledge: Tensor, advice: Tensor) -> StepResult:
+        """x N×3×H×W normalised; present N×C; the two masks N×H/4×W/4."""
+        output = self.segmentation(x)
+        features = self.ddnet.features(0, output.main.features, output.conv2)
+        module = run_module(self.ddnet, 0, features, knowledge, advice, present, self.how)
+        loss_seg = F.cross_entropy(output.main.logits, knowledge)
+        loss_dd = pair_difference_loss(module.d_k, module.d_a, knowledge, advice, module.flags)
+        return StepResult(loss_seg, loss_dd, (module,), (output.main.logits,))
+
+
+class DynamicStep(nn.Module):
+    """Mode 2: two SSDD modules around the segmentation network (paper section 4).
+
+    Args:
+        alpha: weight of the seed m_ssdd0 in seg_sub's loss.
+        seed_target: which mask d(m_ssdd1) is compared with: "ssdd1" (paper) or "ssdd2" (released program).
+        crf: (images N×h×w×3 uint8, logits, present) → masks N×h×w; models.crf.masks_after_crf with its settings.
+    """
+
+    def __init__(
+        self,
+        segmentation: SegmentationNetwork,
+        ddnet: DDNet,
+        how: Integration,
+        alpha: float,
+        seed_target: str,
+        crf: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ):
+        super().__init__()
+        self.segmentation, self.ddnet, self.how = segmentation, ddnet, how
+        self.alpha, self.seed_target, self.crf = alpha, seed_target, crf
+
+    def forward(self, x: Tensor, present: Tensor, images: Tensor, seed: Tensor) -> StepResult:
+        """x N×3×H×W normalised; present N×C; images N×H/4×W/4×3 uint8 for the CRF; seed m_ssdd0 N×H/4×W/4."""
+        output = self.segmentation(x)
+        main, sub = output.main.logits, output.sub.logits
+
+        m_seg = masked_prediction(main, present)
+        m_crf1 = self.crf(images, main, present)
+        features = self.ddnet.features(0, output.main.features, output.conv2)
+        first = run_module(self.ddnet, 0, features, m_seg, m_crf1, present, self.how)
+
+        features = self.ddnet.features(1, output.sub.features, output.conv2)
+        second = run_module(self.ddnet, 1, features, seed, first.refined, present, self.how)
+
+        m_sub = masked_prediction(sub, present)
+        target = second.refined if self.seed_target == "ssdd2" else first.refined
+        loss_crf = pair_difference_loss(first.d_k, first.d_a, m_seg, m_crf1, first.flags)
+        loss_seed = seed_difference_loss(second.d_k, seed, m_sub) + seed_difference_loss(second.d_a, target, m_sub)
+        # The sum of four maps' losses over 4; loss_crf is the mean of its two.
+        loss_dd = (2 * loss_crf + loss_seed) / 4
+        loss_seg = dynamic_segmentation_loss(main, sub, seed, second.refined, self.alpha)
+        return StepResult(loss_seg, loss_dd, (first, second), (main, sub))
