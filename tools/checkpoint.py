@@ -1,0 +1,118 @@
+"""Weights and training states on disk. Everything is loaded with weights_only, so no file can run code."""
+
+import json
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from datasets.errors import InputError
+from datasets.files import atomic_write
+from tools.config import Config
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """A state dict from a .pth file, `module.` prefixes stripped, on the CPU.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds anything but named tensors.
+    """
+    state = load(path)
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in state.items()):
+        raise InputError(f"{path} is not a weights file: it must hold named tensors and nothing else")
+    return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def load(path: str | Path):
+    """Whatever a torch file holds, as far as that is tensors and plain values."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path} is refused: it is damaged or holds more than tensors ({reason[:200]})") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as a torch file ({str(error).splitlines()[0][:200]})") from None
+
+
+def load_into(network: nn.Module, path: str | Path, new: tuple[str, ...] = (), unused: tuple[str, ...] = ()) -> None:
+    """Fill `network` from a weights file.
+
+    Args:
+        new: prefixes of keys that may be missing in the file (layers that start fresh).
+        unused: prefixes of keys in the file that are dropped.
+
+    Raises:
+        InputError: other keys are missing or left over, or shapes differ (weights of another width).
+    """
+    state = {key: value for key, value in load_state(path).items() if not key.startswith(unused)}
+    own = network.state_dict()
+    # Files by other programs may lack BatchNorm's step counter, which nothing here uses.
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked") and not k.startswith(new)]
+    extra = [key for key in state if key not in own]
+    if missing or extra:
+        counts = f"{len(missing)} keys missing, {len(extra)} unknown"
+        raise InputError(f"{path} does not fit this network: {counts}, first: {(missing + extra)[0]}")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise InputError(
+                f"{path} is of another width or class list: {key} is {tuple(value.shape)}, "
+                f"needed {tuple(own[key].shape)}; give the --width (and --head_dilation) that it was trained with"
+            )
+    network.load_state_dict(state, strict=False)
+
+
+def save(path: str | Path, content) -> None:
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+
+
+def save_weights(path: str | Path, network: nn.Module) -> None:
+    """The network's state dict on the CPU; its keys are the released checkpoints' keys."""
+    save(path, {key: value.detach().cpu().clone() for key, value in network.state_dict().items()})
+
+
+def need(path: str | Path, command: str) -> Path:
+    """`path` if it exists.
+
+    Raises:
+        InputError: it does not; the message gives the command that makes it.
+    """
+    if not Path(path).exists():
+        raise InputError(f"{path} is missing: make it with `{command}`")
+    return Path(path)
+
+
+# Fields that may differ between the start of a run and its continuation.
+_FREE = "voc_root out weights fresh device precision workers crf_workers split epochs checkpoint_epochs picture_steps".split()
+
+
+def claim_folder(folder: Path, config: Config, fields: tuple[str, ...] = ()) -> None:
+    """Write the Config beside what a run makes, and refuse a folder that another Config has filled.
+
+    Args:
+        fields: the fields that matter here; empty: all but the machine's.
+
+    Raises:
+        InputError: the folder's Config differs in a field that changes the result.
+    """
+    path = folder / "config.json"
+    own = json.loads(json.dumps(asdict(config)))
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read as a Config ({error}); move the folder aside") from None
+        fields = fields or tuple(name for name in own if name not in _FREE)
+        for name in fields:
+            if isinstance(stored, dict) and stored.get(name) != own[name]:
+                raise InputError(
+                    f"{folder} was made with {name}={stored.get(name)}, now {name}={own[name]}: "
+                    "use another --modelid or --out, or remove that folder"
+                )
+        return
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,283 @@
+"""Every setting of every program here, with its unit and its source, and how the command line changes it.
+
+A program's Config is: preset (`voc` or `demo`) → recipe (`paper` or `released`) → the flags given, by name.
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from datasets.errors import InputError
+from models.crf import CrfKernel
+from models.steps import Integration
+
+PRESETS = ("voc", "demo")
+RECIPES = ("paper", "released")
+
+
+def _f(default, text: str, choices: tuple[str, ...] | None = None):
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    # What and where
+    preset: str = _f("voc", "sizes and schedule: the published ones on VOC, or small ones for the embedded data", PRESETS)
+    recipe: str = _f("paper", "whose word counts where paper and released program differ", RECIPES)
+    voc_root: str = _f("voc_root", "VOC 2012 folder: JPEGImages, Annotations, ImageSets, SegmentationClass")
+    out: str = _f(".", "folder that receives logs/, precompute/, validation/ and prepare_labels/results/")
+    modelid: str = _f("ssdd", "name of the run in those folders")
+    train_split: str = _f("train_aug", "list of the training images")
+    split: str = _f("val", "list that --mode=3 evaluates", ("val", "train", "test"))
+    weights: str = _f("", "weights to start from (--mode=3: to evaluate); empty: what the previous stage left")
+    fresh: bool = _f(False, "start the stage over instead of going on where it stopped")
+
+    # Machine
+    device: str = _f("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = _f(
+        "auto", "of the networks; auto: bfloat16 where the device computes in it", ("auto", "float32", "bfloat16")
+    )
+    seed: int = _f(0, "of initial weights, data order, augmentation and dropout")
+    workers: int = _f(4, "processes a GPU (or CPU run) that load data, and as many that run CRFs; 0: none")
+    crf_workers: bool = _f(True, "run the training step's CRFs in worker processes (pays from 112×112 on)")
+
+    # Networks
+    width: float = _f(1.0, "factor on all numbers of channels; 1 = published")
+    head_dilation: int = _f(12, "cells, of the segmentation head; 12 = published")
+
+    # Sizes, pixels
+    crop: int = _f(448, "side of a training crop, a multiple of 8 (released program)")
+    static_side: tuple[int, int] = _f((448, 512), "random side before the crop, mode 0 (released program)")
+    dynamic_side: tuple[int, int] = _f((512, 768), "random side before the crop, mode 2 (released program)")
+    cls_side: tuple[int, int] = _f((256, 512), "random long side, classifier (PSA)")
+    eval_size: int = _f(448, "side of the square that evaluation resizes to (released program)")
+    eval_scales: tuple[float, ...] = _f((0.5, 0.75, 1.0, 1.25, 1.5), "relative to eval_size (released program)")
+    cam_scales: tuple[float, ...] = _f((1.0, 0.5, 1.5, 2.0), "relative to the image (PSA)")
+
+    # Schedules
+    epochs: int | None = _f(None, "of the stage that runs, over its own value below")
+    bn: int = _f(2, "batch size a device, modes 0-2 (released program)")
+    static_epochs: int = _f(16, "mode 0 (released program)")
+    dynamic_epochs: int = _f(41, "mode 2 (released program)")
+    lr: float = _f(1e-3, "base learning rate, modes 0 and 2; heads and DD-Net 10 times this (released program)")
+    weight_decay: float = _f(2e-4, "modes 0 and 2 (released program)")
+    momentum: float = _f(0.0, "modes 0 and 2; the released program's 0.9 never acts (difference 7)")
+    checkpoint_epochs: int = _f(2, "epochs between numbered checkpoints (released program)")
+    picture_steps: int = _f(500, "steps between logged pictures (ours)")
+    cls_epochs: int = _f(15, "classifier (PSA)")
+    cls_batch: int = _f(16, "classifier, a device (PSA)")
+    cls_lr: float = _f(0.1, "classifier; fc8 10 times this (PSA)")
+    cls_momentum: float = _f(0.0, "classifier; PSA runs in effect without")
+    aff_epochs: int = _f(8, "AffinityNet (PSA)")
+    aff_batch: int = _f(8, "AffinityNet, a device (PSA)")
+    aff_lr: float = _f(0.1, "AffinityNet; new layers 10 times this (PSA)")
+    label_weight_decay: float = _f(5e-4, "classifier and AffinityNet (PSA)")
+    label_power: float = _f(0.9, "of the poly schedule, classifier and AffinityNet (PSA)")
+
+    # Seeds
+    alpha_low: float = _f(4.0, "power of (1 - max cam) that says 'perhaps background' (PSA)")
+    alpha_high: float = _f(32.0, "power of (1 - max cam) that says 'surely background' (PSA)")
+    alpha_walk: float = _f(16.0, "power of (1 - max cam) that enters the random walk (PSA)")
+    walk_power: float = _f(8.0, "elementwise power of the affinities (PSA)")
+    walk_log_steps: int = _f(8, "the walk takes 2 to this many steps (PSA)")
+
+    # Dense CRF
+    crf_train: int = _f(3, "iterations in the training step (released program)")
+    crf_labels: int = _f(10, "iterations on seeds (PSA)")
+    crf_eval: int = _f(10, "iterations at evaluation (released program)")
+    crf_sxy: float = _f(80.0, "bilateral kernel, pixels")
+    crf_srgb: float = _f(13.0, "bilateral kernel, colour steps")
+    crf_bilateral_weight: float = _f(10.0, "bilateral kernel, compatibility")
+    crf_gaussian_sxy: float = _f(3.0, "Gaussian kernel, pixels")
+    crf_gaussian_weight: float = _f(3.0, "Gaussian kernel, compatibility")
+
+    # SSDD, and the differences between paper and released program (docs/reproduction.md)
+    alpha: float = _f(0.5, "weight of the seeds in seg_sub's loss (paper)")
+    bias: float = _f(0.4, "of the integration in modes 0 and 2 (paper)")
+    bg: float = _f(0.0, "background term of that integration (paper)")
+    bias_favours: str = _f("advice", "difference 1: the paper's formula and the program, or the poster", ("advice", "knowledge"))
+    flag_rule: str = _f("lost", "difference 2: ratio < 0.5, or > 0.5 as the poster prints it", ("lost", "kept"))
+    swap_maps: bool = _f(False, "difference 3: mode 2 reads d_K as d_A and the reverse")
+    precompute_augmented: bool = _f(False, "difference 4: mode 1 flips and jitters at random while storing")
+    move_maps: bool = _f(True, "difference 5: mode 2 flips and crops stored maps with image and seeds")
+    seed_target: str = _f("ssdd1", "difference 6: mask that d(m_ssdd1) is compared with", ("ssdd1", "ssdd2"))
+    static_checkpoint: int = _f(0, "difference 8: epoch of mode 0 that mode 1 uses; 0 = the last")
+    seed_bias: float = _f(0.4, "difference 9: of the integration that makes m_ssdd0")
+    seed_bg: float = _f(0.0, "difference 9: background term of that integration")
+
+    def crf_kernel(self) -> CrfKernel:
+        return CrfKernel(
+            self.crf_gaussian_sxy, self.crf_gaussian_weight, self.crf_sxy, self.crf_srgb, self.crf_bilateral_weight
+        )
+
+    def integration(self) -> Integration:
+        """How modes 0 and 2 integrate."""
+        return self._integration(self.bias, self.bg)
+
+    def seed_integration(self) -> Integration:
+        """How m_ssdd0 is made from the stored static difference maps."""
+        return self._integration(self.seed_bias, self.seed_bg)
+
+    def _integration(self, bias: float, bg: float) -> Integration:
+        sign = 1 if self.bias_favours == "advice" else -1
+        return Integration(sign * bias, bg, self.flag_rule == "kept")
+
+    # Where things lie (method.md of the released program)
+    def labels_folder(self, kind: str) -> Path:
+        """kind: out_cam, out_aff or out_aff_crf."""
+        return Path(self.out) / "prepare_labels" / "results" / kind
+
+    def label_network(self, name: str) -> Path:
+        """name: cls or aff."""
+        return Path(self.out) / "prepare_labels" / "results" / f"{name}.pth"
+
+    def run_folder(self, mode: int) -> Path:
+        return Path(self.out) / "logs" / f"{'sssdd' if mode == 0 else 'dssdd'}_{self.modelid}"
+
+    def precompute_folder(self) -> Path:
+        return Path(self.out) / "precompute" / self.modelid
+
+    def validation_folder(self) -> Path:
+        return Path(self.out) / "validation" / self.modelid
+
+
+def preset(name: str) -> Config:
+    return demo() if name == "demo" else voc()
+
+
+def voc() -> Config:
+    """The published setting."""
+    return Config()
+
+
+def demo() -> Config:
+    """The embedded data set on a CPU, in minutes."""
+    return Config(
+        preset="demo",
+        voc_root="demo/VOC2012",
+        out="demo",
+        workers=2,
+        crf_workers=False,
+        width=0.125,
+        head_dilation=3,
+        crop=128,
+        static_side=(128, 144),
+        dynamic_side=(128, 176),
+        cls_side=(112, 176),
+        eval_size=128,
+        bn=8,
+        static_epochs=6,
+        dynamic_epochs=8,
+        lr=5e-3,
+        picture_steps=25,
+        cls_epochs=30,
+        cls_lr=0.02,
+        cls_momentum=0.9,
+        aff_epochs=4,
+    )
+
+
+def with_recipe(config: Config, recipe: str) -> Config:
+    """The differences between paper and released program, decided one way or the other."""
+    if recipe == "paper":
+        return replace(config, recipe=recipe)
+    return replace(
+        config,
+        recipe=recipe,
+        swap_maps=True,
+        precompute_augmented=True,
+        move_maps=False,
+        seed_target="ssdd2",
+        static_checkpoint=10 if config.preset == "voc" else 0,
+        seed_bias=0.1,
+        seed_bg=0.1,
+    )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag a field; what is not given is absent from the parsed arguments."""
+    group = parser.add_argument_group("settings (defaults of the voc preset; sources in brackets)")
+    types_of = typing.get_type_hints(Config)
+    for entry in dataclasses.fields(Config):
+        default = entry.default
+        names = [f"--{entry.name}"] + ([f"--{entry.name.replace('_', '-')}"] if "_" in entry.name else [])
+        options = {"dest": entry.name, "default": argparse.SUPPRESS}
+        options["help"] = f"{entry.metadata['help'].replace('%', '%%')} (default: {_shown(default)})"
+        kind = types_of[entry.name]
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif isinstance(default, tuple):
+            options |= {"nargs": 2 if kind == tuple[int, int] else "+", "type": typing.get_args(kind)[0]}
+        else:
+            options["type"] = typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
+            if entry.metadata["choices"]:
+                options["choices"] = entry.metadata["choices"]
+            else:
+                options["metavar"] = options["type"].__name__.upper()
+        group.add_argument(*names, **options)
+
+
+def _shown(value) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return "none" if value in ("", None) else str(value)
+
+
+def config_from(arguments: argparse.Namespace) -> Config:
+    """The Config that parsed flags ask for.
+
+    Raises:
+        InputError: a value cannot work; the message names the flag.
+    """
+    names = {entry.name for entry in dataclasses.fields(Config)}
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(arguments).items()
+        if name in names
+    }
+    config = with_recipe(preset(given.get("preset", "voc")), given.get("recipe", "paper"))
+    config = replace(config, **given)
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot work, by the flag's name."""
+    positive = "bn epochs static_epochs dynamic_epochs cls_epochs cls_batch aff_epochs aff_batch checkpoint_epochs "
+    positive += "picture_steps width lr cls_lr aff_lr head_dilation crop eval_size crf_train crf_labels crf_eval"
+    for name in positive.split():
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name}={value}: must be greater than 0")
+    if config.workers < 0:
+        raise InputError(f"--workers={config.workers}: must be 0 or more")
+    if not 0 <= config.momentum < 1 or not 0 <= config.cls_momentum < 1:
+        raise InputError("--momentum and --cls_momentum must lie in [0, 1)")
+    for name in ("crop", "eval_size"):
+        side = getattr(config, name)
+        if side % 8 or side // 8 <= config.head_dilation:
+            raise InputError(
+                f"--{name}={side}: must be a multiple of 8 and exceed 8 × head_dilation = {8 * config.head_dilation}"
+            )
+    smallest = int(config.eval_size * min(config.eval_scales))
+    if -(-smallest // 8) <= config.head_dilation:
+        raise InputError(
+            f"--eval_scales: the smallest input would be {smallest} pixels, must exceed {8 * config.head_dilation}"
+        )
+    for name in ("static_side", "dynamic_side", "cls_side"):
+        low, high = getattr(config, name)
+        least = 8 if name == "cls_side" else config.crop
+        if not least <= low <= high:
+            raise InputError(f"--{name} {low} {high}: needs {least} <= low <= high")
+    if "/" in config.modelid or config.modelid in ("", ".", ".."):
+        raise InputError(f"--modelid={config.modelid!r}: must be a plain name, it becomes a folder")
+
+
+def parse(argv: list[str] | None, description: str) -> Config:
+    """The Config of a program that has no other arguments."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
+    return config_from(parser.parse_args(argv))

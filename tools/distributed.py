@@ -1,0 +1,74 @@
+"""One process or several (torchrun): devices, shards, and the precision that a device computes in."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from datasets.errors import InputError
+
+
+def start(device: str) -> torch.device:
+    """Join the other processes if torchrun started several, and return this process's device.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N; with several processes each takes the GPU of its local rank.
+
+    Raises:
+        InputError: the device cannot be used here.
+    """
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if several and device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device={device} cannot be used here: {str(error).splitlines()[0]}") from None
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if several and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def shard(items: Sequence) -> Sequence:
+    """This process's part of a list; the parts of all processes are disjoint and complete."""
+    return items[rank() :: processes()]
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which networks run: bfloat16 or float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16(device, precision))
+
+
+def computes_in_bfloat16(device: torch.device, precision: str) -> bool:
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # Without these units bfloat16 is emulated and slower than float32.
+        return bool(torch.cpu.get_capabilities().get("amx_bf16") or torch.cpu.get_capabilities().get("avx512_bf16"))
+    return False
