@@ -1,6 +1,7 @@
 """Dense CRF (Krähenbühl and Koltun, NIPS 2011) through pydensecrf, alone or in worker processes."""
 
 import multiprocessing
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class CrfKernel:
 
 
 def dense_crf(
-    image: np.ndarray, probabilities: np.ndarray, iterations: int, kernel: CrfKernel = CrfKernel()  # noqa: B008
+    image: np.ndarray, probabilities: np.ndarray, iterations: int, kernel: CrfKernel = CrfKernel()
 ) -> np.ndarray:
     """Mean-field inference with unary −log(clip(p, 1e-5, 1)); p need not sum to one.
 
@@ -54,13 +55,18 @@ def dense_crf(
 
 
 class CrfWorkers:
-    """Runs dense CRFs in `workers` processes beside the caller; with 0 in the caller itself. A context manager."""
+    """Runs dense CRFs in `workers` processes beside the caller; with 0 in the caller itself. A context manager.
+
+    Leaving it without an exception waits for everything that was queued.
+    """
 
     def __init__(self, workers: int):
         # Forking after CUDA or thread pools have started can deadlock the child.
         context = multiprocessing.get_context("forkserver")
         if workers:
             context.set_forkserver_preload(["models.crf"])
+        self._most = 4 * workers
+        self._queued: deque[Future] = deque()
         self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) if workers else None
 
     def submit(self, function, /, *args) -> Future:
@@ -71,12 +77,22 @@ class CrfWorkers:
         future.set_result(function(*args))
         return future
 
+    def queue(self, function, /, *args) -> None:
+        """`submit`, for work whose result nobody waits for; blocks while too much is under way, raises its errors."""
+        self._queued.append(self.submit(function, *args))
+        while len(self._queued) > self._most:
+            self._queued.popleft().result()
+
     def __enter__(self) -> "CrfWorkers":
         return self
 
-    def __exit__(self, *exception) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind, *exception) -> None:
+        try:
+            while self._queued and kind is None:
+                self._queued.popleft().result()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
 
 
 def _one_thread() -> None:

@@ -81,7 +81,7 @@ def fill(network: nn.Module) -> nn.Module:
     for key, tensor in state.items():
         if key.endswith("num_batches_tracked"):
             continue
-        x = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(tensor.shape)).astype(np.float32)  # noqa: NPY002
+        x = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(tensor.shape)).astype(np.float32)
         if x.ndim == 4:
             x = x * 0.7 * np.sqrt(2 / np.prod(x.shape[1:]))
         elif key.endswith("running_var"):

@@ -1,5 +1,6 @@
 """Weights and training states on disk. Everything is loaded with weights_only, so no file can run code."""
 
+import hashlib
 import json
 import pickle
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from datasets.errors import InputError
 from datasets.files import atomic_write
+from tools import distributed
 from tools.config import Config
 
 
@@ -86,33 +88,74 @@ def need(path: str | Path, command: str) -> Path:
     return Path(path)
 
 
-# Fields that may differ between the start of a run and its continuation.
-_FREE = "voc_root out weights fresh device precision workers crf_workers split epochs checkpoint_epochs picture_steps".split()
+# Fields that say where and on what a program runs, not what comes out.
+_FREE = ["voc_root", "out", "modelid", "weights", "fresh", "device", "precision", "workers", "crf_workers", "split", "pictures", "eval_batch"]
 
 
-def claim_folder(folder: Path, config: Config, fields: tuple[str, ...] = ()) -> None:
-    """Write the Config beside what a run makes, and refuse a folder that another Config has filled.
+def claim_folder(folder: Path, config: Config, fields: tuple[str, ...] = (), weights: Path | None = None) -> None:
+    """Write the Config beside what a stage makes; refuse a folder that another Config or other weights have filled.
+
+    With `config.fresh` the old folder is moved aside first. The first process does this, the others wait.
 
     Args:
-        fields: the fields that matter here; empty: all but the machine's.
+        fields: the fields that matter to the stage; empty: all that change a result.
+        weights: the file that the results are made with, known again by its digest.
 
     Raises:
-        InputError: the folder's Config differs in a field that changes the result.
+        InputError: the folder's Config differs in one of them.
     """
+    if distributed.rank() == 0:
+        _claim(folder, config, fields, weights)
+    distributed.barrier()
+
+
+def _claim(folder: Path, config: Config, fields: tuple[str, ...], weights: Path | None) -> None:
     path = folder / "config.json"
+    if config.fresh and folder.exists():
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+            number += 1
+        folder.rename(aside)
     own = json.loads(json.dumps(asdict(config)))
+    own["made_with"] = digest(weights) if weights else ""
     if path.exists():
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read as a Config ({error}); move the folder aside") from None
-        fields = fields or tuple(name for name in own if name not in _FREE)
-        for name in fields:
-            if isinstance(stored, dict) and stored.get(name) != own[name]:
-                raise InputError(
-                    f"{folder} was made with {name}={stored.get(name)}, now {name}={own[name]}: "
-                    "use another --modelid or --out, or remove that folder"
-                )
+            matter = fields or [name for name in own if name not in _FREE]
+            changed = [name for name in (*matter, "made_with") if stored.get(name) != own[name]]
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} cannot be read as a Config ({error}); move {folder} aside") from None
+        if changed:
+            was, now = (" ".join(f"{name}={values.get(name)}" for name in changed) for values in (stored, own))
+            raise InputError(f"{folder} was made with {was}, now {now}: give --fresh, or another --out or --modelid")
         return
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+
+
+def digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def numbered(folder: Path, name: str, epoch: int) -> Path:
+    """The checkpoint of a run after `epoch` epochs; name: seg or ssdd."""
+    return folder / "models" / f"{name}_{epoch:04d}.pth"
+
+
+def finished(folder: Path, name: str, command: str, epoch: int = 0) -> Path:
+    """The checkpoint that a finished training run left in `folder`.
+
+    Args:
+        command: what makes it, for the message.
+        epoch: another checkpoint than the last.
+
+    Raises:
+        InputError: the run is not there or has not reached that epoch.
+    """
+    config = need(folder / "config.json", command)
+    try:
+        last = int(json.loads(config.read_text(encoding="utf-8"))["epochs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{config} cannot be read as a Config ({error}); move {folder} aside") from None
+    return need(numbered(folder, name, epoch or last), command)

@@ -66,7 +66,8 @@ class Config:
     weight_decay: float = _f(2e-4, "modes 0 and 2 (released program)")
     momentum: float = _f(0.0, "modes 0 and 2; the released program's 0.9 never acts (difference 7)")
     checkpoint_epochs: int = _f(2, "epochs between numbered checkpoints (released program)")
-    picture_steps: int = _f(500, "steps between logged pictures (ours)")
+    pictures: int = _f(8, "training images whose pictures are logged after every epoch (ours)")
+    eval_batch: int = _f(4, "images a forward pass of modes 1 and 3 (ours)")
     cls_epochs: int = _f(15, "classifier (PSA)")
     cls_batch: int = _f(16, "classifier, a device (PSA)")
     cls_lr: float = _f(0.1, "classifier; fc8 10 times this (PSA)")
@@ -108,6 +109,18 @@ class Config:
     seed_bias: float = _f(0.4, "difference 9: of the integration that makes m_ssdd0")
     seed_bg: float = _f(0.0, "difference 9: background term of that integration")
 
+    def stage(self, epochs: int) -> "Config":
+        """This Config for a training stage whose own number of epochs is `epochs`."""
+        return self if self.epochs else replace(self, epochs=epochs)
+
+    def flags(self) -> str:
+        """The flags that other programs need to find this run's files."""
+        given = [f"--preset={self.preset}"] if self.preset != "voc" else []
+        own = preset(self.preset)
+        given += [f"--{n.replace('_', '-')}={getattr(self, n)}" for n in ("recipe", "voc_root", "out", "modelid", "width")
+                  if getattr(self, n) != getattr(own, n)]
+        return "".join(f" {flag}" for flag in given)
+
     def crf_kernel(self) -> CrfKernel:
         return CrfKernel(
             self.crf_gaussian_sxy, self.crf_gaussian_weight, self.crf_sxy, self.crf_srgb, self.crf_bilateral_weight
@@ -132,7 +145,7 @@ class Config:
 
     def label_network(self, name: str) -> Path:
         """name: cls or aff."""
-        return Path(self.out) / "prepare_labels" / "results" / f"{name}.pth"
+        return self.labels_folder(name) / "weights.pth"
 
     def run_folder(self, mode: int) -> Path:
         return Path(self.out) / "logs" / f"{'sssdd' if mode == 0 else 'dssdd'}_{self.modelid}"
@@ -172,7 +185,7 @@ def demo() -> Config:
         static_epochs=6,
         dynamic_epochs=8,
         lr=5e-3,
-        picture_steps=25,
+        eval_batch=20,
         cls_epochs=30,
         cls_lr=0.02,
         cls_momentum=0.9,
@@ -247,7 +260,7 @@ def config_from(arguments: argparse.Namespace) -> Config:
 def check(config: Config) -> None:
     """Refuse values that cannot work, by the flag's name."""
     positive = "bn epochs static_epochs dynamic_epochs cls_epochs cls_batch aff_epochs aff_batch checkpoint_epochs "
-    positive += "picture_steps width lr cls_lr aff_lr head_dilation crop eval_size crf_train crf_labels crf_eval"
+    positive += "eval_batch width lr cls_lr aff_lr head_dilation crop eval_size crf_train crf_labels crf_eval"
     for name in positive.split():
         value = getattr(config, name)
         if value is not None and not value > 0:

@@ -1,0 +1,73 @@
+"""Mode 2: two SSDD modules and the segmentation network, end to end."""
+
+from functools import partial
+
+import torch
+
+from datasets.voc import read_ids
+from models.crf import CrfWorkers, masks_after_crf
+from models.steps import DynamicStep, StepResult, integrated
+from modes.networks import (
+    advice_share,
+    build,
+    freeze_for_ssdd,
+    network_input,
+    seed_samples,
+    start_from_classifier,
+    train_ssdd,
+)
+from tools import checkpoint, distributed
+from tools.config import Config
+from tools.training import wrapped
+
+
+def run(config: Config) -> None:
+    config = config.stage(config.dynamic_epochs)
+    device = distributed.start(config.device)
+    layout = distributed.memory_format(device, config.width)
+    folder = config.run_folder(2)
+    differences = config.precompute_folder()
+    checkpoint.need(differences, f"python main_ssdd.py --mode=1{config.flags()}")
+    samples = seed_samples(
+        config,
+        read_ids(config.voc_root, config.train_split),
+        config.dynamic_side,
+        differences=differences,
+        move_maps=config.move_maps,
+        swap_maps=config.swap_maps,
+    )
+
+    torch.manual_seed(config.seed)
+    segmentation, ddnet = build(config, dynamic=True)
+    start_from_classifier(config, segmentation)
+    checkpoint.claim_folder(folder, config)
+    last = checkpoint.numbered(folder, "seg", config.epochs)
+    if last.exists():
+        print(f"mode 2: {last} is complete")
+        return
+    with CrfWorkers(config.workers if config.crf_workers else 0) as workers:
+        crf = partial(masks_after_crf, iterations=config.crf_train, kernel=config.crf_kernel(), workers=workers)
+        step = DynamicStep(segmentation, ddnet, config.integration(), config.alpha, config.seed_target, crf)
+        step.to(device, memory_format=layout)
+        freeze_for_ssdd(step)
+        parallel = wrapped(step, device)
+
+        def result_of(batch: dict, network=step) -> StepResult:
+            m_ssdd0 = integrated(
+                batch["knowledge"],
+                batch["advice"],
+                batch["d_k"],
+                batch["d_a"],
+                batch["present"],
+                config.seed_integration(),
+            ).refined
+            return network(network_input(batch, layout), batch["present"], batch["small"], m_ssdd0)
+
+        def losses(batch: dict) -> tuple[dict, dict]:
+            with distributed.autocast(device, config.precision):
+                result = result_of(batch, parallel)
+            return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, advice_share(result)
+
+        train_ssdd(config, 2, device, step, samples, losses, result_of)
+    if distributed.rank() == 0:
+        print(f"mode 2: wrote {last}, pictures in {folder / 'imgs'}; next: python main_ssdd.py --mode=3{config.flags()}")

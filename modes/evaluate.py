@@ -1,0 +1,100 @@
+"""Mode 3: multi-scale inference with seg_main, dense CRF, mIoU."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from datasets.files import atomic_write
+from datasets.training_sets import as_tensor
+from datasets.voc import CLASSES, mask_path, read_ids, read_image, write_mask
+from models.crf import CrfKernel, CrfWorkers, dense_crf
+from models.segmentation import SegmentationNetwork, multiscale_probabilities, resize
+from modes.networks import network_input
+from tools import checkpoint, distributed
+from tools.config import Config
+from tools.eval_masks import as_markdown, evaluate
+from tools.training import load_batches
+
+
+class SquareImages(Dataset):
+    """image 3×side×side uint8, the photograph resized with OpenCV."""
+
+    def __init__(self, root: str, ids: list[str], side: int):
+        self.root, self.ids, self.side = root, ids, side
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict:
+        image = cv2.resize(read_image(self.root, self.ids[index]), (self.side, self.side))
+        return {"id": self.ids[index], "image": as_tensor(image)}
+
+
+def run(config: Config) -> None:
+    device = distributed.start(config.device)
+    layout = distributed.memory_format(device, config.width)
+    ids = read_ids(config.voc_root, config.split)
+    folder = config.validation_folder()
+    command = f"python main_ssdd.py --mode=2{config.flags()}"
+    weights = Path(config.weights or checkpoint.finished(config.run_folder(2), "seg", command))
+    network = SegmentationNetwork(len(CLASSES), config.width, config.head_dilation)
+    checkpoint.load_into(network, weights, unused=("seg_sub.",))
+    network.to(device, memory_format=layout).eval()
+    fields = ("preset", "width", "head_dilation", "eval_size", "eval_scales", "crf_eval", "crf_sxy", "crf_srgb")
+    checkpoint.claim_folder(folder, replace(config, weights=str(weights)), fields, weights)
+
+    kinds = {"mask": folder / "mask", "mask after CRF": folder / "crf"}
+    todo = [n for n, i in enumerate(ids) if not all((kind / f"{i}.png").exists() for kind in kinds.values())]
+    mine = [(n, 0) for n in distributed.shard(todo)]
+    batches = load_batches(config, SquareImages(config.voc_root, ids, config.eval_size), config.eval_batch, mine, device)
+    with (
+        CrfWorkers(config.workers) as workers,
+        tqdm(total=len(mine), desc="mode 3", unit="image", disable=None, leave=False) as bar,
+    ):
+        for batch in iter(lambda: next(batches), None):
+            with distributed.autocast(device, config.precision):
+                summed = multiscale_probabilities(network, network_input(batch, layout), config.eval_scales)
+            for image_id, maps in zip(batch["id"], summed.cpu().numpy(), strict=True):
+                outputs = [kind / f"{image_id}.png" for kind in kinds.values()]
+                image = read_image(config.voc_root, image_id)
+                workers.queue(write_masks, image, maps, outputs, config.crf_eval, config.crf_kernel())
+            bar.update(len(batch["id"]))
+    distributed.barrier()
+    if distributed.rank() == 0:
+        report(config, ids, kinds)
+
+
+def write_masks(
+    image: np.ndarray, summed: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel
+) -> None:
+    """Write the mask of one image without and with CRF, at the image's own size.
+
+    Args:
+        image: H×W×3 uint8.
+        summed: C×s×s, the sum of softmaxes over scales and mirrors.
+    """
+    # The softmax of a sum of probabilities is flat; the published evaluation feeds just that to the CRF.
+    probabilities = torch.softmax(resize(torch.from_numpy(summed)[None], image.shape[:2]), dim=1)[0].numpy()
+    refined = dense_crf(image, probabilities, iterations, kernel)
+    for path, maps in zip(outputs, (probabilities, refined), strict=True):
+        write_mask(path, maps.argmax(axis=0).astype(np.uint8))
+
+
+def report(config: Config, ids: list[str], kinds: dict[str, Path]) -> None:
+    """Print and store IoU and mIoU where the split has true masks."""
+    names = ", ".join(str(folder) for folder in kinds.values())
+    if not any(mask_path(config.voc_root, image_id).exists() for image_id in ids):
+        print(f"mode 3: masks of {len(ids)} images in {names}; no true masks for split '{config.split}', so no mIoU")
+        return
+    results = {kind: evaluate(folder, config.voc_root, ids) for kind, folder in kinds.items()}
+    path = config.validation_folder() / f"result_{config.split}.json"
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(as_markdown(results, f"{config.split}, {len(ids)} images"))
+    print(f"mode 3: masks in {names}, figures in {path}")

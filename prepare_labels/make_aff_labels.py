@@ -1,0 +1,103 @@
+"""Step 4 of the label chain: spread the CAMs by the learned affinities, then CRF (PSA).
+
+    python -m prepare_labels.make_aff_labels
+
+Writes out_aff (PSA, the knowledge of mode 0, on the feature grid) and out_aff_crf (PSA+CRF, its advice).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.errors import program
+from datasets.labels import save_maps, store_path
+from datasets.training_sets import as_tensor, read_seed
+from datasets.transforms import normalise
+from datasets.voc import read_ids, read_image
+from models.affinity import (
+    AffinityNet,
+    pad_to_cells,
+    pair_affinities,
+    pool_to_cells,
+    random_walk,
+    seed_maps,
+    unpool_from_cells,
+)
+from models.crf import CrfKernel, CrfWorkers, dense_crf
+from prepare_labels.progress import over_images
+from tools import checkpoint, distributed
+from tools.config import Config, parse
+
+FIELDS = ("preset", "width", "alpha_walk", "walk_power", "walk_log_steps", "crf_labels", "crf_sxy", "crf_srgb")
+FIELDS += ("crf_bilateral_weight", "crf_gaussian_sxy", "crf_gaussian_weight")
+
+
+def run(config: Config) -> None:
+    device = distributed.start(config.device)
+    layout = distributed.memory_format(device, config.width)
+    ids = read_ids(config.voc_root, config.train_split)
+    weights = checkpoint.need(
+        config.weights or config.label_network("aff"), f"python -m prepare_labels.train_aff{config.flags()}"
+    )
+    cams = checkpoint.need(
+        config.labels_folder("out_cam"), f"python -m prepare_labels.make_cam_labels{config.flags()}"
+    )
+    walked, refined = (config.labels_folder(kind) for kind in ("out_aff", "out_aff_crf"))
+    for folder in (walked, refined):
+        checkpoint.claim_folder(folder, config, FIELDS, weights)
+    network = AffinityNet(config.width)
+    checkpoint.load_into(network, weights)
+    network.to(device, memory_format=layout).eval()
+    todo = [i for i in ids if not (store_path(walked, i).exists() and store_path(refined, i).exists())]
+    with CrfWorkers(config.workers) as workers:
+        for image_id in over_images("PSA", distributed.shard(todo), len(ids)):
+            image = read_image(config.voc_root, image_id)
+            cam = read_seed(cams, image_id, image.shape[:2])
+            with torch.inference_mode():
+                x = pad_to_cells(normalise(as_tensor(image)[None].to(device)))
+                with distributed.autocast(device, config.precision):
+                    features = network(x.contiguous(memory_format=layout))
+                maps = pool_to_cells(seed_maps(torch.from_numpy(cam.maps).to(device), config.alpha_walk))
+                low = random_walk(pair_affinities(features)[0], maps, config.walk_power, config.walk_log_steps)
+            classes = np.array([0, *cam.classes])
+            workers.queue(
+                store_psa,
+                walked,
+                refined,
+                image_id,
+                image,
+                classes,
+                low.cpu().numpy(),
+                config.crf_labels,
+                config.crf_kernel(),
+            )
+    distributed.barrier()
+    if distributed.rank() == 0:
+        print(f"PSA: {walked} and {refined} are complete; next: python main_ssdd.py --mode=0{config.flags()}")
+
+
+def store_psa(
+    walked: Path,
+    refined: Path,
+    image_id: str,
+    image: np.ndarray,
+    classes: np.ndarray,
+    low: np.ndarray,
+    iterations: int,
+    kernel: CrfKernel,
+) -> None:
+    """Write the walk's result of one image (K×h×w on the feature grid) and its CRF at full size."""
+    size = image.shape[:2]
+    maps = unpool_from_cells(torch.from_numpy(low), size).numpy()
+    save_maps(store_path(refined, image_id), classes, dense_crf(image, maps, iterations, kernel), size, "PSA+CRF")
+    save_maps(store_path(walked, image_id), classes, low, size, "PSA")
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    run(parse(argv, __doc__))
+
+
+if __name__ == "__main__":
+    main()

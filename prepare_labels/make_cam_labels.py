@@ -1,0 +1,84 @@
+"""Step 2 of the label chain: multi-scale CAMs of the training images, and their CRFs for AffinityNet (PSA).
+
+    python -m prepare_labels.make_cam_labels
+
+Writes out_cam (CAMs of the present classes), out_la_crf and out_ha_crf (CRF with 'perhaps' and 'surely' background).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.errors import program
+from datasets.labels import save_maps, store_path
+from datasets.transforms import normalise
+from datasets.voc import CLASSES, read_ids, read_image, read_present
+from models.affinity import seed_maps
+from models.classifier import Classifier, multiscale_cam
+from models.crf import CrfKernel, CrfWorkers, dense_crf
+from prepare_labels.progress import over_images
+from tools import checkpoint, distributed
+from tools.config import Config, parse
+
+KINDS = ("out_cam", "out_la_crf", "out_ha_crf")
+FIELDS = ("preset", "width", "cam_scales", "crf_labels", "crf_sxy", "crf_srgb", "crf_bilateral_weight")
+FIELDS += ("crf_gaussian_sxy", "crf_gaussian_weight", "alpha_low", "alpha_high")
+
+
+def run(config: Config) -> None:
+    device = distributed.start(config.device)
+    ids = read_ids(config.voc_root, config.train_split)
+    default = config.label_network("cls")
+    weights = checkpoint.need(config.weights or default, f"python -m prepare_labels.train_cls{config.flags()}")
+    folders = [config.labels_folder(kind) for kind in KINDS]
+    for folder in folders:
+        checkpoint.claim_folder(folder, config, FIELDS, weights)
+    classifier = Classifier(len(CLASSES) - 1, config.width)
+    checkpoint.load_into(classifier, weights)
+    classifier.to(device, memory_format=distributed.memory_format(device, config.width)).eval()
+    todo = [image_id for image_id in ids if not all(store_path(folder, image_id).exists() for folder in folders)]
+    with CrfWorkers(config.workers) as workers:
+        for image_id in over_images("CAM", distributed.shard(todo), len(ids)):
+            image = read_image(config.voc_root, image_id)
+            classes = np.flatnonzero(read_present(config.voc_root, image_id))[1:]
+            with distributed.autocast(device, config.precision):
+                cam = multiscale_cam(
+                    classifier, image, torch.from_numpy(classes - 1).to(device), config.cam_scales, normalise
+                )
+            alphas = (config.alpha_low, config.alpha_high)
+            kernel = config.crf_kernel()
+            workers.queue(
+                store_cam, folders, image_id, image, classes, cam.cpu().numpy(), alphas, config.crf_labels, kernel
+            )
+    distributed.barrier()
+    if distributed.rank() == 0:
+        names = ", ".join(str(folder) for folder in folders)
+        print(f"CAM: {names} are complete; next: python -m prepare_labels.train_aff{config.flags()}")
+
+
+def store_cam(
+    folders: list[Path],
+    image_id: str,
+    image: np.ndarray,
+    classes: np.ndarray,
+    cam: np.ndarray,
+    alphas: tuple[float, float],
+    iterations: int,
+    kernel: CrfKernel,
+) -> None:
+    """Write the CAMs of one image (K×H×W) and the two CRFs of background and CAMs."""
+    size = image.shape[:2]
+    for folder, alpha in zip(folders[1:], alphas, strict=True):
+        maps = dense_crf(image, seed_maps(torch.from_numpy(cam), alpha).numpy(), iterations, kernel)
+        save_maps(store_path(folder, image_id), np.array([0, *classes]), maps, size, f"CAM, background {alpha:g}, CRF")
+    save_maps(store_path(folders[0], image_id), classes, cam, size, "CAM")
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    run(parse(argv, __doc__))
+
+
+if __name__ == "__main__":
+    main()

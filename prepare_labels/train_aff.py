@@ -1,0 +1,78 @@
+"""Step 3 of the label chain: train AffinityNet on the confident parts of the CRF'd CAMs (PSA).
+
+    python -m prepare_labels.train_aff
+"""
+
+import torch
+
+from datasets.errors import program
+from datasets.training_sets import AffinityLabelSamples
+from datasets.voc import read_ids
+from models.affinity import AffinityNet, affinity_loss, pair_affinities
+from models.resnet38 import train_with_frozen_batchnorm
+from prepare_labels.train_cls import freeze_first_blocks, groups
+from tools import checkpoint, distributed
+from tools.config import Config, parse
+from tools.training import poly_rate, sgd, train, wrapped
+
+NEW = ("f8_", "f9.")
+
+
+def run(config: Config) -> None:
+    config = config.stage(config.aff_epochs)
+    device = distributed.start(config.device)
+    layout = distributed.memory_format(device, config.width)
+    ids = read_ids(config.voc_root, config.train_split)
+    weights = checkpoint.need(
+        config.weights or config.label_network("cls"), f"python -m prepare_labels.train_cls{config.flags()}"
+    )
+    low, high = (config.labels_folder(kind) for kind in ("out_la_crf", "out_ha_crf"))
+    for folder in (low, high):
+        checkpoint.need(folder, f"python -m prepare_labels.make_cam_labels{config.flags()}")
+    path = config.label_network("aff")
+    checkpoint.claim_folder(path.parent, config, weights=weights)
+    if path.exists():
+        print(f"affinity: {path} is complete")
+        return
+    torch.manual_seed(config.seed)
+    network = AffinityNet(config.width)
+    checkpoint.load_into(network, weights, new=NEW, unused=("fc8.",))
+    train_with_frozen_batchnorm(network)
+    freeze_first_blocks(network)
+    network.to(device, memory_format=layout)
+    optimiser = sgd(groups(network, NEW), 0, config.label_weight_decay)
+    parallel = wrapped(network, device)
+
+    def losses(batch: dict) -> tuple[dict, dict]:
+        with distributed.autocast(device, config.precision):
+            features = parallel(batch["x"].contiguous(memory_format=layout))
+        return {"loss": affinity_loss(pair_affinities(features), batch["labels"])}, {}
+
+    def after_epoch(epoch: int) -> None:
+        if epoch == config.epochs and distributed.rank() == 0:
+            checkpoint.save_weights(path, network)
+
+    train(
+        config,
+        "affinity",
+        path.parent,
+        device,
+        {"affinity": network},
+        [optimiser],
+        poly_rate(config.aff_lr, config.epochs, config.label_power),
+        AffinityLabelSamples(config.voc_root, ids, low, high, config.crop),
+        config.aff_batch,
+        losses,
+        after_epoch,
+    )
+    if distributed.rank() == 0:
+        print(f"affinity: wrote {path}; next: python -m prepare_labels.make_aff_labels{config.flags()}")
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    run(parse(argv, __doc__))
+
+
+if __name__ == "__main__":
+    main()

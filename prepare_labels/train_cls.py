@@ -1,0 +1,92 @@
+"""Step 1 of the label chain: train the CAM classifier on image-level labels (PSA).
+
+    python -m prepare_labels.train_cls --weights imagenet.pth
+
+With --weights (ImageNet, tools.convert_weights) BatchNorm and the first blocks are frozen, as published; without,
+everything learns from scratch, BatchNorm included.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from datasets.errors import program
+from datasets.training_sets import ImageLabelSamples
+from datasets.voc import CLASSES, read_ids
+from models.classifier import Classifier
+from models.resnet38 import train_with_frozen_batchnorm
+from tools import checkpoint, distributed
+from tools.config import Config, parse
+from tools.training import poly_rate, sgd, train, wrapped
+
+
+def run(config: Config) -> None:
+    config = config.stage(config.cls_epochs)
+    device = distributed.start(config.device)
+    layout = distributed.memory_format(device, config.width)
+    ids = read_ids(config.voc_root, config.train_split)
+    path = config.label_network("cls")
+    checkpoint.claim_folder(path.parent, config)
+    if path.exists():
+        print(f"classifier: {path} is complete")
+        return
+    torch.manual_seed(config.seed)
+    classifier = Classifier(len(CLASSES) - 1, config.width)
+    if config.weights:
+        checkpoint.load_into(classifier, config.weights, new=("fc8.",))
+        train_with_frozen_batchnorm(classifier)
+        freeze_first_blocks(classifier)
+    else:
+        print("classifier: no --weights, learning from scratch with BatchNorm in training mode")
+        classifier.train()
+    classifier.to(device, memory_format=layout)
+    optimiser = sgd(groups(classifier, ("fc8.",)), config.cls_momentum, config.label_weight_decay)
+    network = wrapped(classifier, device)
+
+    def losses(batch: dict) -> tuple[dict, dict]:
+        with distributed.autocast(device, config.precision):
+            logits = network(batch["x"].contiguous(memory_format=layout))
+        return {"loss": F.multilabel_soft_margin_loss(logits.float(), batch["present"][:, 1:])}, {}
+
+    def after_epoch(epoch: int) -> None:
+        if epoch == config.epochs and distributed.rank() == 0:
+            checkpoint.save_weights(path, classifier)
+
+    train(
+        config,
+        "classifier",
+        path.parent,
+        device,
+        {"classifier": classifier},
+        [optimiser],
+        poly_rate(config.cls_lr, config.epochs, config.label_power),
+        ImageLabelSamples(config.voc_root, ids, config.cls_side, config.crop),
+        config.cls_batch,
+        losses,
+        after_epoch,
+    )
+    if distributed.rank() == 0:
+        print(f"classifier: wrote {path}; next: python -m prepare_labels.make_cam_labels{config.flags()}")
+
+
+def freeze_first_blocks(network: torch.nn.Module) -> None:
+    """Label networks with pretrained weights keep conv1a and b2* as they are (PSA)."""
+    for block in (network.conv1a, network.b2, network.b2_1, network.b2_2):
+        block.requires_grad_(False)
+
+
+def groups(network: torch.nn.Module, new: tuple[str, ...]) -> list[tuple[list[torch.nn.Parameter], float]]:
+    """Parameters with their factors on the learning rate: ×10 for new layers, ×2 for biases (PSA)."""
+    chosen: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        factor = (10.0 if name.startswith(new) else 1.0) * (2.0 if name.endswith("bias") else 1.0)
+        chosen.setdefault(factor, []).append(parameter)
+    return [(parameters, factor) for factor, parameters in chosen.items()]
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    run(parse(argv, __doc__))
+
+
+if __name__ == "__main__":
+    main()

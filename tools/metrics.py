@@ -1,0 +1,31 @@
+"""Intersection over union."""
+
+import numpy as np
+
+from datasets.voc import CLASSES, IGNORE
+
+
+def confusion(truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Pixel counts of one image, 21×22 int64: row = true class, column = class of the mask; 255 in truth is ignored.
+
+    The last column counts pixels where the *mask* is 255, which are wrong.
+    """
+    classes = len(CLASSES)
+    known = truth != IGNORE
+    column = np.where(mask == IGNORE, classes, mask)[known].astype(np.int64)
+    counts = np.bincount(truth[known].astype(np.int64) * (classes + 1) + column, minlength=classes * (classes + 1))
+    return counts.reshape(classes, classes + 1)
+
+
+def iou(counts: np.ndarray) -> np.ndarray:
+    """IoU of each class from summed `confusion` counts, (21,) in 0…1; NaN for a class that no true mask has."""
+    hit = np.diag(counts).astype(np.float64)
+    true = counts.sum(axis=1)
+    union = true + counts.sum(axis=0)[: len(hit)] - hit
+    return np.where(true > 0, hit / np.maximum(union, 1), np.nan)
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    """Mean IoU over the classes that the true masks have (all 21 on VOC)."""
+    per_class = iou(counts)
+    return float(np.nanmean(per_class)) if np.isfinite(per_class).any() else float("nan")

@@ -1,0 +1,240 @@
+"""The training loop that modes 0 and 2 and the two label networks share.
+
+A run is a function of (Config, data, seed): order, augmentation and dropout are seeded by epoch, so a run that goes on
+from its last complete epoch ends where an uninterrupted one does.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from datasets.errors import InputError
+from tools import checkpoint, distributed
+from tools.config import Config
+
+# Losses are looked at this often: seeing one means waiting for the device.
+STEPS_BETWEEN_LOOKS = 10
+
+
+def cosine_rate(base: float, epochs: int) -> Callable[[float], float]:
+    """lr(e) = base·½(cos(π·e/R) + 1), e the fractional epoch, R = int(1.2·epochs) (released program)."""
+    period = int(1.2 * epochs)
+    return lambda epoch: base * (math.cos(math.pi * epoch / period) + 1) / 2
+
+
+def poly_rate(base: float, epochs: int, power: float) -> Callable[[float], float]:
+    """lr(e) = base·(1 − e/epochs)^power (PSA)."""
+    return lambda epoch: base * (1 - epoch / epochs) ** power
+
+
+def sgd(groups: list[tuple[list[nn.Parameter], float]], momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """Plain SGD over (parameters, factor on the learning rate); frozen parameters are left out."""
+    chosen = [{"params": [p for p in parameters if p.requires_grad], "factor": factor} for parameters, factor in groups]
+    return torch.optim.SGD(
+        [group for group in chosen if group["params"]], lr=0, momentum=momentum, weight_decay=weight_decay
+    )
+
+
+class EpochOrder(Sampler):
+    """(index, seed) pairs of one epoch for this process: a shuffle that depends on the run's seed and the epoch alone.
+
+    Consecutive global batches are dealt out to the processes in turn, so their number does not change a batch.
+    """
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return -(-self.length // distributed.processes())
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator)
+        seeds = torch.randint(2**31, (self.length,), generator=generator)
+        # Every process needs as many samples: the first ones come again.
+        places = torch.arange(len(self) * distributed.processes()) % self.length
+        places = places[distributed.rank() :: distributed.processes()]
+        return iter(list(zip(order[places].tolist(), seeds[places].tolist(), strict=True)))
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) % 2**31
+
+
+class SeededSamples(Dataset):
+    """Makes a sample a function of its seed, and carries a reader's error out of a worker process whole."""
+
+    def __init__(self, samples: Dataset):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict | InputError:
+        index, seed = key
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                return self.samples[index]
+            except InputError as error:
+                return error
+
+
+def collate(samples: list[dict | InputError]) -> dict | InputError:
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
+    return default_collate(samples)
+
+
+def load_batches(
+    config: Config, samples: Dataset, batch: int, sampler: Sampler, device: torch.device
+) -> Iterator[dict]:
+    """A DataLoader whose batches lie on `device` and whose readers' errors arrive as InputErrors."""
+    loader = DataLoader(
+        SeededSamples(samples),
+        batch,
+        sampler=sampler,
+        num_workers=config.workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        persistent_workers=config.workers > 0,
+    )
+    while True:
+        for content in loader:
+            if isinstance(content, InputError):
+                raise content
+            yield {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in content.items()}
+        yield None  # the end of an epoch; the loader's workers stay for the next
+
+
+def wrapped(step: nn.Module, device: torch.device) -> nn.Module:
+    """The step, averaged over processes where there are several."""
+    if distributed.processes() == 1:
+        return step
+    return DistributedDataParallel(step, device_ids=[device] if device.type == "cuda" else None)
+
+
+def train(
+    config: Config,
+    title: str,
+    folder: Path,
+    device: torch.device,
+    networks: dict[str, nn.Module],
+    optimisers: list[torch.optim.SGD],
+    rate: Callable[[float], float],
+    samples: Dataset,
+    batch: int,
+    losses: Callable[[dict], tuple[dict[str, Tensor], dict[str, Tensor]]],
+    after_epoch: Callable[[int], None],
+) -> None:
+    """Train for `config.epochs` epochs, from the last complete one in `folder` on.
+
+    Args:
+        title: of the progress bar.
+        folder: receives state.pth after every epoch and tensorboard/.
+        networks: what is trained, by the name under which the state is kept.
+        rate: learning rate at a fractional epoch.
+        batch: samples a process and step.
+        losses: batch → (losses, whose sum is minimised; other figures to log), all scalars on the device.
+        after_epoch: called by every process with the number of complete epochs, before the state is written.
+
+    Raises:
+        InputError: a sample cannot be read, or a loss is not finite (names the step and the images).
+    """
+    state_path = folder / "state.pth"
+    done = resume(state_path, networks, optimisers) if state_path.exists() else 0
+    order = EpochOrder(len(samples), config.seed)
+    steps = -(-len(order) // batch)
+    main = distributed.rank() == 0
+    writer = SummaryWriter(folder / "tensorboard", purge_step=done * steps) if main else None
+    batches = None
+    for epoch in range(done, config.epochs):
+        order.epoch = epoch
+        # After the order's seed, so that dropout does not repeat what shuffled.
+        torch.manual_seed(epoch_seed(config.seed, epoch) + 7919 * (distributed.rank() + 1))
+        batches = batches or load_batches(config, samples, batch, order, device)
+        started = time.perf_counter()
+        totals: dict[str, float] = {}
+        unseen: list[tuple[int, list[str], dict[str, Tensor]]] = []
+        bar = tqdm(total=steps, desc=f"{title} {epoch + 1}/{config.epochs}", unit="step", disable=None, leave=False)
+        for step, content in enumerate(iter(lambda it=batches: next(it), None)):
+            learning_rate = rate(epoch + step / steps)
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate * group["factor"]
+                optimiser.zero_grad(set_to_none=True)
+            minimised, others = losses(content)
+            sum(minimised.values()).backward()
+            for optimiser in optimisers:
+                optimiser.step()
+            figures = {name: value.detach() for name, value in (minimised | others).items()}
+            unseen.append((epoch * steps + step, content["id"], figures))
+            if len(unseen) == STEPS_BETWEEN_LOOKS or step == steps - 1:
+                seen = look(unseen, title)
+                for name, value in seen.items():
+                    totals[name] = totals.get(name, 0.0) + value * len(unseen)
+                    if writer is not None:
+                        writer.add_scalar(name, value, epoch * steps + step)
+                if writer is not None:
+                    writer.add_scalar("learning_rate", learning_rate, epoch * steps + step)
+                bar.set_postfix({name: f"{value:.3f}" for name, value in seen.items()}, refresh=False)
+                unseen = []
+            bar.update()
+        bar.close()
+        images = len(order) * distributed.processes() / (time.perf_counter() - started)
+        if main:
+            means = "  ".join(f"{name} {total / steps:.4f}" for name, total in totals.items())
+            print(f"{title}  epoch {epoch + 1}/{config.epochs}  {means}  {images:.1f} images/s", flush=True)
+            writer.add_scalar("images_per_second", images, (epoch + 1) * steps)
+        after_epoch(epoch + 1)
+        if main:
+            content = {
+                "epoch": epoch + 1,
+                "networks": {name: network.state_dict() for name, network in networks.items()},
+                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+            }
+            checkpoint.save(state_path, content)
+        distributed.barrier()
+    if writer is not None:
+        writer.close()
+
+
+def look(unseen: list[tuple[int, list[str], dict[str, Tensor]]], title: str) -> dict[str, float]:
+    """Means of the last steps' figures; one wait for the device.
+
+    Raises:
+        InputError: a figure is not finite.
+    """
+    names = list(unseen[0][2])
+    values = torch.stack([torch.stack([figures[name].float() for name in names]) for _, _, figures in unseen]).cpu()
+    for (step, ids, _), row in zip(unseen, values, strict=True):
+        if not torch.isfinite(row).all():
+            bad = ", ".join(f"{name} {value:g}" for name, value in zip(names, row.tolist(), strict=True))
+            raise InputError(
+                f"{title}: loss not finite at step {step} on images {' '.join(ids)} ({bad}); "
+                "the last checkpoint is kept. Try a smaller --lr or --precision float32"
+            )
+    return dict(zip(names, values.mean(dim=0).tolist(), strict=True))
+
+
+def resume(path: Path, networks: dict[str, nn.Module], optimisers: list[torch.optim.SGD]) -> int:
+    """Fill networks and optimisers from a state file; the number of complete epochs."""
+    state = checkpoint.load(path)
+    try:
+        for name, network in networks.items():
+            network.load_state_dict(state["networks"][name])
+        for optimiser, content in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(content)
+        return int(state["epoch"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} does not fit this run ({reason}); start over with --fresh") from None
