@@ -93,7 +93,7 @@ def load_maps(path: str | Path) -> SeedMaps:
     grid = len(size) == 2 and maps.dtype == np.float32 and maps.shape == (len(classes), *grid_size(size))
     full = len(size) == 2 and maps.dtype == np.uint8 and maps.shape == (len(classes), *size) and "peak" in fields
     if not (grid or full) or not 0 < max(size) < _LARGEST_SIDE:
-        raise InputError(f"{path}: the stored maps {maps.dtype} {maps.shape} do not fit the image size {size}; make it anew")
+        raise InputError(f"{path}: maps {maps.dtype} {maps.shape} do not fit the image size {size}; make it anew")
     if full:
         maps = maps * np.float32(fields["peak"] / 255)
     else:
@@ -132,7 +132,7 @@ def _read_fields(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is damaged or no stored map ({error}); delete it and run the step that makes it") from None
+        raise InputError(f"{path} is damaged or no stored map ({error}); delete it and make it again") from None
     version = fields.get("version")
     if version is None or version.shape != () or version != VERSION or not all(key in fields for key in needed):
         raise InputError(f"{path}: not a map file of version {VERSION}; delete it and run the step that makes it")

@@ -10,7 +10,10 @@ from PIL import Image, UnidentifiedImageError
 from datasets.errors import InputError
 from datasets.files import atomic_write
 
-CLASSES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
+CLASSES = tuple(
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor".split()
+)
 IGNORE = 255
 
 # A bare id, or the pair "/JPEGImages/ID.jpg /SegmentationClass/ID.png" that other programs' lists have.
@@ -86,7 +89,7 @@ def open_image(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(f"{path} is missing, but a list names it") from None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}); restore it or take its id off the list") from None
+        raise InputError(f"{path} cannot be read as a picture ({error}); restore it or unlist its id") from None
 
 
 def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
@@ -96,7 +99,7 @@ def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}); restore it or take its id off the list") from None
+        raise InputError(f"{path} cannot be read as a picture ({error}); restore it or unlist its id") from None
 
 
 def read_present(root: str | Path, image_id: str) -> np.ndarray:
@@ -123,7 +126,7 @@ def read_present(root: str | Path, image_id: str) -> np.ndarray:
     except (ElementTree.ParseError, ValueError) as error:
         raise InputError(f"{path} is not readable XML ({error})") from None
     if not names:
-        raise InputError(f"{path} names no object: an image without a label cannot be learned from, take its id off the list")
+        raise InputError(f"{path} names no object: nothing can be learned from an image without a label, unlist its id")
     present = np.zeros(len(CLASSES), np.float32)
     present[0] = 1
     for name in names:

@@ -69,6 +69,7 @@ class ResNet38(nn.Module):
 
     Args:
         width: factor on every number of channels; 1.0 is the published network.
+        dropout: factor on the rates of b6 and b7.
 
     Shape:
         Input N×3×H×W, normalised (datasets.transforms.normalise); see `Features` for the five outputs.
@@ -77,7 +78,7 @@ class ResNet38(nn.Module):
         Ahn and Kwak, CVPR 2018 (PSA); Wu, Shen and van den Hengel, 2016 (model A1).
     """
 
-    def __init__(self, width: float = 1.0):
+    def __init__(self, width: float = 1.0, dropout: float = 1.0):
         super().__init__()
         c64, c128, c256, c512, c1024, c2048, c4096 = (scaled(64 * 2**i, width) for i in range(7))
         self.conv1a = conv(3, c64, 3)
@@ -96,8 +97,8 @@ class ResNet38(nn.Module):
         self.b5 = BasicBlock(c512, c512, c1024, dilations=(1, 2))
         self.b5_1 = BasicBlock(c1024, c512, c1024, dilations=(2, 2))
         self.b5_2 = BasicBlock(c1024, c512, c1024, dilations=(2, 2))
-        self.b6 = BottleneckBlock(c1024, c2048, dilation=4, dropout=0.3)
-        self.b7 = BottleneckBlock(c2048, c4096, dilation=4, dropout=0.5)
+        self.b6 = BottleneckBlock(c1024, c2048, dilation=4, dropout=0.3 * dropout)
+        self.b7 = BottleneckBlock(c2048, c4096, dilation=4, dropout=0.5 * dropout)
         self.bn7 = nn.BatchNorm2d(c4096)
 
     def features(self, x: Tensor) -> Features:

@@ -62,13 +62,20 @@ class SegmentationNetwork(nn.Module):
     """ResNet-38 with `seg_main` and, for the dynamic mode, `seg_sub`.
 
     Args:
-        classes, width, dilation: see SegmentationHead and ResNet38.
+        classes, width, dilation, dropout: see SegmentationHead and ResNet38.
         with_sub: build the second head.
     """
 
-    def __init__(self, classes: int = 21, width: float = 1.0, dilation: int = 12, with_sub: bool = False):
+    def __init__(
+        self,
+        classes: int = 21,
+        width: float = 1.0,
+        dilation: int = 12,
+        with_sub: bool = False,
+        dropout: float = 1.0,
+    ):
         super().__init__()
-        self.encoder = ResNet38(width)
+        self.encoder = ResNet38(width, dropout)
         self.seg_main = SegmentationHead(classes, width, dilation)
         self.seg_sub = SegmentationHead(classes, width, dilation) if with_sub else None
         he_initialise(self)

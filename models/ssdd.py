@@ -1,7 +1,7 @@
 """Self-supervised difference detection: flags, integration and the difference losses.
 
-Everywhere: `knowledge` and `advice` are masks N×h×w (int64), `present` is N×C with background first, d_k and d_a are the
-difference logits N×1×h×w that the DD-Net predicts from the knowledge and from the advice.
+Everywhere: `knowledge` and `advice` are masks N×h×w (int64), `present` is N×C with background first, d_k and d_a are
+the difference logits N×1×h×w that the DD-Net predicts from the knowledge and from the advice.
 """
 
 import torch

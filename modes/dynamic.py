@@ -70,4 +70,5 @@ def run(config: Config) -> None:
 
         train_ssdd(config, 2, device, step, samples, losses, result_of)
     if distributed.rank() == 0:
-        print(f"mode 2: wrote {last}, pictures in {folder / 'imgs'}; next: python main_ssdd.py --mode=3{config.flags()}")
+        print(f"mode 2: wrote {last}, pictures in {folder / 'imgs'}")
+        print(f"next: python main_ssdd.py --mode=3{config.flags()}")

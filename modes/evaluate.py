@@ -52,7 +52,8 @@ def run(config: Config) -> None:
     kinds = {"mask": folder / "mask", "mask after CRF": folder / "crf"}
     todo = [n for n, i in enumerate(ids) if not all((kind / f"{i}.png").exists() for kind in kinds.values())]
     mine = [(n, 0) for n in distributed.shard(todo)]
-    batches = load_batches(config, SquareImages(config.voc_root, ids, config.eval_size), config.eval_batch, mine, device)
+    images = SquareImages(config.voc_root, ids, config.eval_size)
+    batches = load_batches(config, images, config.eval_batch, mine, device)
     with (
         CrfWorkers(config.workers) as workers,
         tqdm(total=len(mine), desc="mode 3", unit="image", disable=None, leave=False) as bar,

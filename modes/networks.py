@@ -23,7 +23,7 @@ from tools.training import cosine_rate, sgd, train
 
 def build(config: Config, dynamic: bool) -> tuple[SegmentationNetwork, DDNet]:
     """Fresh networks of a mode: one head and DD module, or two."""
-    segmentation = SegmentationNetwork(len(CLASSES), config.width, config.head_dilation, with_sub=dynamic)
+    segmentation = SegmentationNetwork(len(CLASSES), config.width, config.head_dilation, dynamic, config.dropout)
     return segmentation, DDNet(2 if dynamic else 1, len(CLASSES), config.width)
 
 

@@ -47,4 +47,5 @@ def run(config: Config) -> None:
 
     train_ssdd(config, 0, device, step, samples, losses, result_of)
     if distributed.rank() == 0:
-        print(f"mode 0: wrote {last}, pictures in {folder / 'imgs'}; next: python main_ssdd.py --mode=1{config.flags()}")
+        print(f"mode 0: wrote {last}, pictures in {folder / 'imgs'}")
+        print(f"next: python main_ssdd.py --mode=1{config.flags()}")

@@ -35,7 +35,7 @@ def run(config: Config) -> None:
         print(f"affinity: {path} is complete")
         return
     torch.manual_seed(config.seed)
-    network = AffinityNet(config.width)
+    network = AffinityNet(config.width, config.dropout)
     checkpoint.load_into(network, weights, new=NEW, unused=("fc8.",))
     train_with_frozen_batchnorm(network)
     freeze_first_blocks(network)

@@ -30,7 +30,7 @@ def run(config: Config) -> None:
         print(f"classifier: {path} is complete")
         return
     torch.manual_seed(config.seed)
-    classifier = Classifier(len(CLASSES) - 1, config.width)
+    classifier = Classifier(len(CLASSES) - 1, config.width, config.dropout)
     if config.weights:
         checkpoint.load_into(classifier, config.weights, new=("fc8.",))
         train_with_frozen_batchnorm(classifier)
@@ -39,7 +39,11 @@ def run(config: Config) -> None:
         print("classifier: no --weights, learning from scratch with BatchNorm in training mode")
         classifier.train()
     classifier.to(device, memory_format=layout)
-    optimiser = sgd(groups(classifier, ("fc8.",)), config.cls_momentum, config.label_weight_decay)
+    parameters = groups(classifier, ("fc8.",))
+    if config.cls_optimiser == "adamw":
+        optimiser = torch.optim.AdamW([{"params": p, "factor": min(factor, 2.0)} for p, factor in parameters])
+    else:
+        optimiser = sgd(parameters, 0, config.label_weight_decay)
     network = wrapped(classifier, device)
 
     def losses(batch: dict) -> tuple[dict, dict]:

@@ -89,7 +89,8 @@ def need(path: str | Path, command: str) -> Path:
 
 
 # Fields that say where and on what a program runs, not what comes out.
-_FREE = ["voc_root", "out", "modelid", "weights", "fresh", "device", "precision", "workers", "crf_workers", "split", "pictures", "eval_batch"]
+_FREE = ("voc_root", "out", "modelid", "weights", "fresh", "device", "precision")
+_FREE += ("workers", "crf_workers", "split", "pictures", "eval_batch")
 
 
 def claim_folder(folder: Path, config: Config, fields: tuple[str, ...] = (), weights: Path | None = None) -> None:

@@ -25,7 +25,7 @@ def _f(default, text: str, choices: tuple[str, ...] | None = None):
 @dataclass(frozen=True)
 class Config:
     # What and where
-    preset: str = _f("voc", "sizes and schedule: the published ones on VOC, or small ones for the embedded data", PRESETS)
+    preset: str = _f("voc", "sizes and schedule: as published on VOC, or small ones for the embedded data", PRESETS)
     recipe: str = _f("paper", "whose word counts where paper and released program differ", RECIPES)
     voc_root: str = _f("voc_root", "VOC 2012 folder: JPEGImages, Annotations, ImageSets, SegmentationClass")
     out: str = _f(".", "folder that receives logs/, precompute/, validation/ and prepare_labels/results/")
@@ -46,6 +46,7 @@ class Config:
 
     # Networks
     width: float = _f(1.0, "factor on all numbers of channels; 1 = published")
+    dropout: float = _f(1.0, "factor on the backbone's and the classifier's dropout rates; 1 = published")
     head_dilation: int = _f(12, "cells, of the segmentation head; 12 = published")
 
     # Sizes, pixels
@@ -71,7 +72,7 @@ class Config:
     cls_epochs: int = _f(15, "classifier (PSA)")
     cls_batch: int = _f(16, "classifier, a device (PSA)")
     cls_lr: float = _f(0.1, "classifier; fc8 10 times this (PSA)")
-    cls_momentum: float = _f(0.0, "classifier; PSA runs in effect without")
+    cls_optimiser: str = _f("sgd", "classifier; sgd (PSA), or adamw to learn from scratch (ours)", ("sgd", "adamw"))
     aff_epochs: int = _f(8, "AffinityNet (PSA)")
     aff_batch: int = _f(8, "AffinityNet, a device (PSA)")
     aff_lr: float = _f(0.1, "AffinityNet; new layers 10 times this (PSA)")
@@ -99,7 +100,7 @@ class Config:
     alpha: float = _f(0.5, "weight of the seeds in seg_sub's loss (paper)")
     bias: float = _f(0.4, "of the integration in modes 0 and 2 (paper)")
     bg: float = _f(0.0, "background term of that integration (paper)")
-    bias_favours: str = _f("advice", "difference 1: the paper's formula and the program, or the poster", ("advice", "knowledge"))
+    bias_favours: str = _f("advice", "difference 1: as paper and program, or as poster", ("advice", "knowledge"))
     flag_rule: str = _f("lost", "difference 2: ratio < 0.5, or > 0.5 as the poster prints it", ("lost", "kept"))
     swap_maps: bool = _f(False, "difference 3: mode 2 reads d_K as d_A and the reverse")
     precompute_augmented: bool = _f(False, "difference 4: mode 1 flips and jitters at random while storing")
@@ -117,8 +118,9 @@ class Config:
         """The flags that other programs need to find this run's files."""
         given = [f"--preset={self.preset}"] if self.preset != "voc" else []
         own = preset(self.preset)
-        given += [f"--{n.replace('_', '-')}={getattr(self, n)}" for n in ("recipe", "voc_root", "out", "modelid", "width")
-                  if getattr(self, n) != getattr(own, n)]
+        for name in ("recipe", "voc_root", "out", "modelid", "width"):
+            if getattr(self, name) != getattr(own, name):
+                given.append(f"--{name.replace('_', '-')}={getattr(self, name)}")
         return "".join(f" {flag}" for flag in given)
 
     def crf_kernel(self) -> CrfKernel:
@@ -186,9 +188,11 @@ def demo() -> Config:
         dynamic_epochs=8,
         lr=5e-3,
         eval_batch=20,
-        cls_epochs=30,
-        cls_lr=0.02,
-        cls_momentum=0.9,
+        dropout=0.0,
+        cls_epochs=20,
+        cls_batch=8,
+        cls_lr=2e-3,
+        cls_optimiser="adamw",
         aff_epochs=4,
     )
 
@@ -267,8 +271,8 @@ def check(config: Config) -> None:
             raise InputError(f"--{name}={value}: must be greater than 0")
     if config.workers < 0:
         raise InputError(f"--workers={config.workers}: must be 0 or more")
-    if not 0 <= config.momentum < 1 or not 0 <= config.cls_momentum < 1:
-        raise InputError("--momentum and --cls_momentum must lie in [0, 1)")
+    if not 0 <= config.momentum < 1:
+        raise InputError(f"--momentum={config.momentum}: must lie in [0, 1)")
     for name in ("crop", "eval_size"):
         side = getattr(config, name)
         if side % 8 or side // 8 <= config.head_dilation:

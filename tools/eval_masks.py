@@ -1,6 +1,6 @@
 """How good are masks or stored maps? IoU of each class and mIoU against SegmentationClass.
 
-    python -m tools.eval_masks PSA=prepare_labels/results/out_aff "PSA+CRF"=prepare_labels/results/out_aff_crf --split train
+    python -m tools.eval_masks PSA=prepare_labels/results/out_aff CRF=prepare_labels/results/out_aff_crf --split train
 
 A source is a folder of mask PNGs or of stored maps, with or without a NAME= before it. For CAMs, which have no
 background map, every threshold of the sweep is tried on the same images and the best is shown.

@@ -1,0 +1,37 @@
+# make demo: the whole method on the embedded data set.   make test: the tests.   Both install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= demo
+SEED ?= 0
+FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED)
+RESULTS := $(OUT)/prepare_labels/results
+
+.PHONY: demo test lint
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python -m datasets.demo $(OUT)/VOC2012
+	$(BIN)/python -m prepare_labels.train_cls $(FLAGS)
+	$(BIN)/python -m prepare_labels.make_cam_labels $(FLAGS)
+	$(BIN)/python -m prepare_labels.train_aff $(FLAGS)
+	$(BIN)/python -m prepare_labels.make_aff_labels $(FLAGS)
+	$(BIN)/python main_ssdd.py --mode=all $(FLAGS)
+	@echo; echo "Seeds, made from image-level labels only, on the training images:"
+	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train CAM=$(RESULTS)/out_cam \
+	  PSA=$(RESULTS)/out_aff PSA+CRF=$(RESULTS)/out_aff_crf "static SSDD=$(OUT)/precompute/ssdd" \
+	  --json $(OUT)/seeds.json
+	@echo; echo "The segmentation network that dynamic SSDD trained, on images it has not seen:"
+	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split val \
+	  "dynamic SSDD=$(OUT)/validation/ssdd/mask" "dynamic SSDD + CRF=$(OUT)/validation/ssdd/crf" \
+	  --json $(OUT)/val.json
+	@echo; echo "Pictures: $(OUT)/logs/sssdd_ssdd/imgs  $(OUT)/logs/dssdd_ssdd/imgs  $(OUT)/precompute/ssdd  $(OUT)/validation/ssdd"
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q tests
+
+lint: .venv/installed
+	$(BIN)/ruff check .
