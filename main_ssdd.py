@@ -34,8 +34,12 @@ def main(argv: list[str] | None = None) -> None:
     distributed.start(config.device)
     if distributed.rank() == 0:
         print("config:", " ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(config).items()), flush=True)
-    for mode in MODES if arguments.mode == "all" else [arguments.mode]:
-        MODES[mode].run(config)
+    if arguments.mode == "all":
+        # --weights is what training starts from; the other modes take what training leaves.
+        for mode, module in MODES.items():
+            module.run(config if mode in "02" else dataclasses.replace(config, weights=""))
+    else:
+        MODES[arguments.mode].run(config)
     distributed.stop()
 
 

@@ -26,7 +26,7 @@ from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.voc import CLASSES, IGNORE, image_path, mask_path, write_mask
 
-VERSION = 5  # raise it when the drawing changes, so that sets made before are made anew
+VERSION = 6  # raise it when the drawing changes, so that sets made before are made anew
 VAL_OFFSET = 500_000  # validation ids start here, so that they stay when more training images are asked for
 SCALE = 3  # everything is drawn this many times larger and then averaged down
 BODY = "body"  # stands for the colour and pattern that an object gets once its place is known
@@ -420,7 +420,7 @@ def draw(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str,
         wanted.append(names[rng.integers(len(names))])
     if rng.random() < 0.15:
         wanted.append(wanted[-1])
-    kind = OBJECTS[first][1] if rng.random() < 0.6 else str(rng.choice(list(GROUNDS)))
+    kind = OBJECTS[first][1] if rng.random() < 0.2 else str(rng.choice(list(GROUNDS)))
     canvas = Canvas(rng, *size)
     horizon = _scene(rng, canvas, kind)
     shares = np.clip(np.exp(rng.normal(np.log((0.24, 0.17, 0.12)[len(wanted) - 1]), 0.45, len(wanted))), 0.045, 0.45)

@@ -5,8 +5,6 @@ A file describes itself: format version, class indices, size of the image, what 
 in float32, so that upsampling on reading is exact.
 """
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 
 from datasets.errors import InputError
 from datasets.files import atomic_write
+from datasets.voc import CLASSES
 
 VERSION = 1
 CELL = 8
@@ -89,11 +88,16 @@ def load_maps(path: str | Path) -> SeedMaps:
     """
     fields = _read_fields(Path(path), ("classes", "size", "maps", "made_by"))
     classes, maps = fields["classes"], fields["maps"]
-    size = tuple(int(side) for side in fields["size"].ravel())
+    if classes.ndim != 1 or not set(classes.tolist()) <= set(range(len(CLASSES))) or fields["size"].dtype.kind != "i":
+        raise InputError(f"{path}: the fields classes or size cannot be right; make it anew")
+    size = tuple(fields["size"].ravel().tolist())
     grid = len(size) == 2 and maps.dtype == np.float32 and maps.shape == (len(classes), *grid_size(size))
-    full = len(size) == 2 and maps.dtype == np.uint8 and maps.shape == (len(classes), *size) and "peak" in fields
-    if not (grid or full) or not 0 < max(size) < _LARGEST_SIDE:
+    full = len(size) == 2 and maps.dtype == np.uint8 and maps.shape == (len(classes), *size)
+    full = full and "peak" in fields and fields["peak"].shape == () and fields["peak"].dtype == np.float32
+    if not (grid or full) or not len(classes) or not 0 < min(size) <= max(size) < _LARGEST_SIDE:
         raise InputError(f"{path}: maps {maps.dtype} {maps.shape} do not fit the image size {size}; make it anew")
+    if not np.isfinite(fields["peak"] if full else maps).all():
+        raise InputError(f"{path}: the maps are not finite; make it anew")
     if full:
         maps = maps * np.float32(fields["peak"] / 255)
     else:
@@ -131,7 +135,9 @@ def _read_fields(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
             fields = {key: archive[key] for key in archive.files}
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except InputError:
+        raise
+    except Exception as error:  # on damaged files numpy and zipfile raise nearly everything
         raise InputError(f"{path} is damaged or no stored map ({error}); delete it and make it again") from None
     version = fields.get("version")
     if version is None or version.shape != () or version != VERSION or not all(key in fields for key in needed):

@@ -17,7 +17,7 @@ def write_photo(path: str | Path, image: np.ndarray) -> None:
 
 def write_difference(path: str | Path, d: np.ndarray) -> None:
     """Write difference logits h×w as the viridis-coloured sigmoid: dark = unchanged, yellow = changed."""
-    probability = 1 / (1 + np.exp(-d.astype(np.float64)))
+    probability = (1 + np.tanh(d.astype(np.float64) / 2)) / 2
     bgr = cv2.applyColorMap((255 * probability).round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)
     with atomic_write(path) as temporary:
         Image.fromarray(bgr[..., ::-1]).save(temporary, format="PNG")

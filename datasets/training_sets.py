@@ -68,7 +68,8 @@ class AffinityLabelSamples(Dataset):
     def __getitem__(self, index: int) -> dict:
         image_id = self.ids[index]
         image = as_tensor(read_image(self.root, image_id))
-        low, high = (read_seed(folder, image_id, image.shape[1:]) for folder in (self.low, self.high))
+        present = read_present(self.root, image_id)
+        low, high = (read_seed(folder, image_id, image.shape[1:], present) for folder in (self.low, self.high))
         x = normalise(colour_jitter(image))
         tensors = random_flip([x, torch.from_numpy(low.maps), torch.from_numpy(high.maps)])
         x, low_maps, high_maps = random_crop_or_pad(tensors, self.crop)

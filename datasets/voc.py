@@ -118,12 +118,13 @@ def read_present(root: str | Path, image_id: str) -> np.ndarray:
         raise InputError(f"{path} is missing: every training image needs its annotation for the image labels") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error})") from None
-    # VOC's files have no document type; refusing one keeps entity bombs and external entities out.
-    if len(data) > _LARGEST_XML or b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise InputError(f"{path} is not a VOC annotation (over 1 MiB, or it declares a document type)")
+    # VOC's files have no document type; refusing one keeps entity bombs and external entities out. A zero byte means
+    # UTF-16, in which these words would not be seen.
+    if len(data) > _LARGEST_XML or any(word in data for word in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
+        raise InputError(f"{path} is not a VOC annotation (over 1 MiB, a document type, or not UTF-8)")
     try:
         names = [(element.text or "").strip() for element in ElementTree.fromstring(data).iterfind("object/name")]
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise InputError(f"{path} is not readable XML ({error})") from None
     if not names:
         raise InputError(f"{path} names no object: nothing can be learned from an image without a label, unlist its id")

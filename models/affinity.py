@@ -18,14 +18,14 @@ class AffinityNet(ResNet38):
     """Backbone with three side outputs joined into the features whose differences are affinities.
 
     Args:
-        width, dropout: factors on the numbers of channels and on the dropout rates.
+        width, dropout, dilation: see ResNet38.
 
     Shape:
         N×3×H×W → N×448×H/8×W/8 (`forward`), float32.
     """
 
-    def __init__(self, width: float = 1.0, dropout: float = 1.0):
-        super().__init__(width, dropout)
+    def __init__(self, width: float = 1.0, dropout: float = 1.0, dilation: int = 4):
+        super().__init__(width, dropout, dilation)
         side3, side4, side5 = (scaled(c, width) for c in (64, 128, 256))
         self.f8_3 = nn.Conv2d(scaled(512, width), side3, 1, bias=False)
         self.f8_4 = nn.Conv2d(scaled(1024, width), side4, 1, bias=False)

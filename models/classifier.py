@@ -15,14 +15,14 @@ class Classifier(ResNet38):
 
     Args:
         classes: number of *foreground* classes.
-        width, dropout: factors on the numbers of channels and on the dropout rates.
+        width, dropout, dilation: see ResNet38.
 
     Reference:
         Ahn and Kwak, CVPR 2018.
     """
 
-    def __init__(self, classes: int = 20, width: float = 1.0, dropout: float = 1.0):
-        super().__init__(width, dropout)
+    def __init__(self, classes: int = 20, width: float = 1.0, dropout: float = 1.0, dilation: int = 4):
+        super().__init__(width, dropout, dilation)
         self.fc8 = nn.Conv2d(scaled(4096, width), classes, 1, bias=False)
         self.dropout7 = nn.Dropout2d(0.5 * dropout)
         he_initialise(self)

@@ -70,6 +70,8 @@ class ResNet38(nn.Module):
     Args:
         width: factor on every number of channels; 1.0 is the published network.
         dropout: factor on the rates of b6 and b7.
+        dilation: of b6 and b7, in cells; b5 has half of it. 4 is published; small images need less, or every cell
+            sees the whole image and class activation maps lose their place.
 
     Shape:
         Input N×3×H×W, normalised (datasets.transforms.normalise); see `Features` for the five outputs.
@@ -78,8 +80,9 @@ class ResNet38(nn.Module):
         Ahn and Kwak, CVPR 2018 (PSA); Wu, Shen and van den Hengel, 2016 (model A1).
     """
 
-    def __init__(self, width: float = 1.0, dropout: float = 1.0):
+    def __init__(self, width: float = 1.0, dropout: float = 1.0, dilation: int = 4):
         super().__init__()
+        half = max(1, dilation // 2)
         c64, c128, c256, c512, c1024, c2048, c4096 = (scaled(64 * 2**i, width) for i in range(7))
         self.conv1a = conv(3, c64, 3)
         self.b2 = BasicBlock(c64, c128, c128, stride=2)
@@ -94,11 +97,11 @@ class ResNet38(nn.Module):
         self.b4_3 = BasicBlock(c512, c512, c512)
         self.b4_4 = BasicBlock(c512, c512, c512)
         self.b4_5 = BasicBlock(c512, c512, c512)
-        self.b5 = BasicBlock(c512, c512, c1024, dilations=(1, 2))
-        self.b5_1 = BasicBlock(c1024, c512, c1024, dilations=(2, 2))
-        self.b5_2 = BasicBlock(c1024, c512, c1024, dilations=(2, 2))
-        self.b6 = BottleneckBlock(c1024, c2048, dilation=4, dropout=0.3 * dropout)
-        self.b7 = BottleneckBlock(c2048, c4096, dilation=4, dropout=0.5 * dropout)
+        self.b5 = BasicBlock(c512, c512, c1024, dilations=(1, half))
+        self.b5_1 = BasicBlock(c1024, c512, c1024, dilations=(half, half))
+        self.b5_2 = BasicBlock(c1024, c512, c1024, dilations=(half, half))
+        self.b6 = BottleneckBlock(c1024, c2048, dilation, dropout=0.3 * dropout)
+        self.b7 = BottleneckBlock(c2048, c4096, dilation, dropout=0.5 * dropout)
         self.bn7 = nn.BatchNorm2d(c4096)
 
     def features(self, x: Tensor) -> Features:

@@ -62,7 +62,7 @@ class SegmentationNetwork(nn.Module):
     """ResNet-38 with `seg_main` and, for the dynamic mode, `seg_sub`.
 
     Args:
-        classes, width, dilation, dropout: see SegmentationHead and ResNet38.
+        classes, width, dilation, dropout, backbone_dilation: see SegmentationHead and ResNet38.
         with_sub: build the second head.
     """
 
@@ -73,9 +73,10 @@ class SegmentationNetwork(nn.Module):
         dilation: int = 12,
         with_sub: bool = False,
         dropout: float = 1.0,
+        backbone_dilation: int = 4,
     ):
         super().__init__()
-        self.encoder = ResNet38(width, dropout)
+        self.encoder = ResNet38(width, dropout, backbone_dilation)
         self.seg_main = SegmentationHead(classes, width, dilation)
         self.seg_sub = SegmentationHead(classes, width, dilation) if with_sub else None
         he_initialise(self)

@@ -39,8 +39,8 @@ def run(config: Config) -> None:
 
     torch.manual_seed(config.seed)
     segmentation, ddnet = build(config, dynamic=True)
-    start_from_classifier(config, segmentation)
-    checkpoint.claim_folder(folder, config)
+    weights = start_from_classifier(config, segmentation)
+    checkpoint.claim_folder(folder, config, (), weights)
     last = checkpoint.numbered(folder, "seg", config.epochs)
     if last.exists():
         print(f"mode 2: {last} is complete")

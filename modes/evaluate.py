@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from datasets.files import atomic_write
 from datasets.training_sets import as_tensor
-from datasets.voc import CLASSES, mask_path, read_ids, read_image, write_mask
+from datasets.voc import mask_path, read_ids, read_image, write_mask
 from models.crf import CrfKernel, CrfWorkers, dense_crf
-from models.segmentation import SegmentationNetwork, multiscale_probabilities, resize
-from modes.networks import network_input
+from models.segmentation import multiscale_probabilities, resize
+from modes.networks import build, network_input
 from tools import checkpoint, distributed
-from tools.config import Config
+from tools.config import CRF_FIELDS, Config
 from tools.eval_masks import as_markdown, evaluate
 from tools.training import load_batches
 
@@ -43,10 +43,10 @@ def run(config: Config) -> None:
     folder = config.validation_folder()
     command = f"python main_ssdd.py --mode=2{config.flags()}"
     weights = Path(config.weights or checkpoint.finished(config.run_folder(2), "seg", command))
-    network = SegmentationNetwork(len(CLASSES), config.width, config.head_dilation)
+    network, _ = build(config, dynamic=False)
     checkpoint.load_into(network, weights, unused=("seg_sub.",))
     network.to(device, memory_format=layout).eval()
-    fields = ("preset", "width", "head_dilation", "eval_size", "eval_scales", "crf_eval", "crf_sxy", "crf_srgb")
+    fields = ("head_dilation", "backbone_dilation", "eval_size", "eval_scales", "crf_eval", *CRF_FIELDS)
     checkpoint.claim_folder(folder, replace(config, weights=str(weights)), fields, weights)
 
     kinds = {"mask": folder / "mask", "mask after CRF": folder / "crf"}

@@ -23,7 +23,9 @@ from tools.training import cosine_rate, sgd, train
 
 def build(config: Config, dynamic: bool) -> tuple[SegmentationNetwork, DDNet]:
     """Fresh networks of a mode: one head and DD module, or two."""
-    segmentation = SegmentationNetwork(len(CLASSES), config.width, config.head_dilation, dynamic, config.dropout)
+    segmentation = SegmentationNetwork(
+        len(CLASSES), config.width, config.head_dilation, dynamic, config.dropout, config.backbone_dilation
+    )
     return segmentation, DDNet(2 if dynamic else 1, len(CLASSES), config.width)
 
 
@@ -40,12 +42,13 @@ def seed_samples(config: Config, ids: list[str], sides: tuple[int, int] | None, 
     return SeedSamples(config.voc_root, ids, *folders, config.crop, sides, **options)
 
 
-def start_from_classifier(config: Config, segmentation: SegmentationNetwork) -> None:
-    """Backbone weights from the PSA classifier; its fc8 is dropped."""
+def start_from_classifier(config: Config, segmentation: SegmentationNetwork) -> Path:
+    """Backbone weights from the PSA classifier, whose fc8 is dropped; the file they came from."""
     weights = checkpoint.need(
         config.weights or config.label_network("cls"), f"python -m prepare_labels.train_cls{config.flags()}"
     )
     checkpoint.load_into(segmentation.encoder, weights, unused=("fc8.",))
+    return Path(weights)
 
 
 def train_ssdd(

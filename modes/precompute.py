@@ -30,8 +30,9 @@ def run(config: Config) -> None:
     segmentation, ddnet = build(config, dynamic=False)
     checkpoint.load_into(segmentation, weights)
     checkpoint.load_into(ddnet, dd_weights)
-    fields = ("preset", "width", "crop", "precompute_augmented", "seed_bias", "seed_bg", "bias_favours", "flag_rule")
-    checkpoint.claim_folder(folder, config, fields, dd_weights)
+    fields = ("crop", "head_dilation", "backbone_dilation", "precompute_augmented", "seed")
+    fields += ("seed_bias", "seed_bg", "bias_favours", "flag_rule")
+    checkpoint.claim_folder(folder, config, fields, weights, dd_weights)
     step = StaticStep(segmentation, ddnet, config.integration()).to(device, memory_format=layout).eval()
 
     todo = [place for place, image_id in enumerate(ids) if not store_path(folder, image_id).exists()]

@@ -27,8 +27,8 @@ def run(config: Config) -> None:
 
     torch.manual_seed(config.seed)
     segmentation, ddnet = build(config, dynamic=False)
-    start_from_classifier(config, segmentation)
-    checkpoint.claim_folder(folder, config)
+    weights = start_from_classifier(config, segmentation)
+    checkpoint.claim_folder(folder, config, (), weights)
     last = checkpoint.numbered(folder, "seg", config.epochs)
     if last.exists():
         print(f"mode 0: {last} is complete")

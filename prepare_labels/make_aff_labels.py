@@ -27,10 +27,9 @@ from models.affinity import (
 from models.crf import CrfKernel, CrfWorkers, dense_crf
 from prepare_labels.progress import over_images
 from tools import checkpoint, distributed
-from tools.config import Config, parse
+from tools.config import CRF_FIELDS, Config, parse
 
-FIELDS = ("preset", "width", "alpha_walk", "walk_power", "walk_log_steps", "crf_labels", "crf_sxy", "crf_srgb")
-FIELDS += ("crf_bilateral_weight", "crf_gaussian_sxy", "crf_gaussian_weight")
+FIELDS = ("backbone_dilation", "alpha_walk", "walk_power", "walk_log_steps", "crf_labels", *CRF_FIELDS)
 
 
 def run(config: Config) -> None:
@@ -44,10 +43,10 @@ def run(config: Config) -> None:
         config.labels_folder("out_cam"), f"python -m prepare_labels.make_cam_labels{config.flags()}"
     )
     walked, refined = (config.labels_folder(kind) for kind in ("out_aff", "out_aff_crf"))
+    network = AffinityNet(config.width, config.dropout, config.backbone_dilation)
+    checkpoint.load_into(network, weights)
     for folder in (walked, refined):
         checkpoint.claim_folder(folder, config, FIELDS, weights)
-    network = AffinityNet(config.width)
-    checkpoint.load_into(network, weights)
     network.to(device, memory_format=layout).eval()
     todo = [i for i in ids if not (store_path(walked, i).exists() and store_path(refined, i).exists())]
     with CrfWorkers(config.workers) as workers:

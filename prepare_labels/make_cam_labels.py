@@ -19,11 +19,10 @@ from models.classifier import Classifier, multiscale_cam
 from models.crf import CrfKernel, CrfWorkers, dense_crf
 from prepare_labels.progress import over_images
 from tools import checkpoint, distributed
-from tools.config import Config, parse
+from tools.config import CRF_FIELDS, Config, parse
 
 KINDS = ("out_cam", "out_la_crf", "out_ha_crf")
-FIELDS = ("preset", "width", "cam_scales", "crf_labels", "crf_sxy", "crf_srgb", "crf_bilateral_weight")
-FIELDS += ("crf_gaussian_sxy", "crf_gaussian_weight", "alpha_low", "alpha_high")
+FIELDS = ("backbone_dilation", "cam_scales", "alpha_low", "alpha_high", "crf_labels", *CRF_FIELDS)
 
 
 def run(config: Config) -> None:
@@ -32,10 +31,10 @@ def run(config: Config) -> None:
     default = config.label_network("cls")
     weights = checkpoint.need(config.weights or default, f"python -m prepare_labels.train_cls{config.flags()}")
     folders = [config.labels_folder(kind) for kind in KINDS]
+    classifier = Classifier(len(CLASSES) - 1, config.width, config.dropout, config.backbone_dilation)
+    checkpoint.load_into(classifier, weights)
     for folder in folders:
         checkpoint.claim_folder(folder, config, FIELDS, weights)
-    classifier = Classifier(len(CLASSES) - 1, config.width)
-    checkpoint.load_into(classifier, weights)
     classifier.to(device, memory_format=distributed.memory_format(device, config.width)).eval()
     todo = [image_id for image_id in ids if not all(store_path(folder, image_id).exists() for folder in folders)]
     with CrfWorkers(config.workers) as workers:

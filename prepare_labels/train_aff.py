@@ -30,13 +30,13 @@ def run(config: Config) -> None:
     for folder in (low, high):
         checkpoint.need(folder, f"python -m prepare_labels.make_cam_labels{config.flags()}")
     path = config.label_network("aff")
-    checkpoint.claim_folder(path.parent, config, weights=weights)
+    torch.manual_seed(config.seed)
+    network = AffinityNet(config.width, config.dropout, config.backbone_dilation)
+    checkpoint.load_into(network, weights, new=NEW, unused=("fc8.",))
+    checkpoint.claim_folder(path.parent, config, (), weights)
     if path.exists():
         print(f"affinity: {path} is complete")
         return
-    torch.manual_seed(config.seed)
-    network = AffinityNet(config.width, config.dropout)
-    checkpoint.load_into(network, weights, new=NEW, unused=("fc8.",))
     train_with_frozen_batchnorm(network)
     freeze_first_blocks(network)
     network.to(device, memory_format=layout)

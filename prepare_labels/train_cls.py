@@ -25,14 +25,15 @@ def run(config: Config) -> None:
     layout = distributed.memory_format(device, config.width)
     ids = read_ids(config.voc_root, config.train_split)
     path = config.label_network("cls")
-    checkpoint.claim_folder(path.parent, config)
+    torch.manual_seed(config.seed)
+    classifier = Classifier(len(CLASSES) - 1, config.width, config.dropout, config.backbone_dilation)
+    if config.weights:
+        checkpoint.load_into(classifier, config.weights, new=("fc8.",))
+    checkpoint.claim_folder(path.parent, config, (), *([config.weights] if config.weights else []))
     if path.exists():
         print(f"classifier: {path} is complete")
         return
-    torch.manual_seed(config.seed)
-    classifier = Classifier(len(CLASSES) - 1, config.width, config.dropout)
     if config.weights:
-        checkpoint.load_into(classifier, config.weights, new=("fc8.",))
         train_with_frozen_batchnorm(classifier)
         freeze_first_blocks(classifier)
     else:
@@ -41,7 +42,8 @@ def run(config: Config) -> None:
     classifier.to(device, memory_format=layout)
     parameters = groups(classifier, ("fc8.",))
     if config.cls_optimiser == "adamw":
-        optimiser = torch.optim.AdamW([{"params": p, "factor": min(factor, 2.0)} for p, factor in parameters])
+        same = [{"params": p, "factor": 1.0} for p, _ in parameters]
+        optimiser = torch.optim.AdamW(same, weight_decay=config.label_weight_decay)
     else:
         optimiser = sgd(parameters, 0, config.label_weight_decay)
     network = wrapped(classifier, device)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,14 +31,16 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
 def load(path: str | Path):
     """Whatever a torch file holds, as far as that is tensors and plain values."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about files that are then refused
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{path} is refused: it is damaged or holds more than tensors ({reason[:200]})") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise InputError(f"{path} cannot be read as a torch file ({str(error).splitlines()[0][:200]})") from None
+    except Exception as error:  # on damaged files torch raises nearly everything
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise InputError(f"{path} cannot be read as a torch file ({reason[:200]})") from None
 
 
 def load_into(network: nn.Module, path: str | Path, new: tuple[str, ...] = (), unused: tuple[str, ...] = ()) -> None:
@@ -93,14 +96,14 @@ _FREE = ("voc_root", "out", "modelid", "weights", "fresh", "device", "precision"
 _FREE += ("workers", "crf_workers", "split", "pictures", "eval_batch")
 
 
-def claim_folder(folder: Path, config: Config, fields: tuple[str, ...] = (), weights: Path | None = None) -> None:
+def claim_folder(folder: Path, config: Config, fields: tuple[str, ...] = (), *weights: str | Path) -> None:
     """Write the Config beside what a stage makes; refuse a folder that another Config or other weights have filled.
 
     With `config.fresh` the old folder is moved aside first. The first process does this, the others wait.
 
     Args:
         fields: the fields that matter to the stage; empty: all that change a result.
-        weights: the file that the results are made with, known again by its digest.
+        weights: the files that the results are made with, known again by their digests.
 
     Raises:
         InputError: the folder's Config differs in one of them.
@@ -110,7 +113,7 @@ def claim_folder(folder: Path, config: Config, fields: tuple[str, ...] = (), wei
     distributed.barrier()
 
 
-def _claim(folder: Path, config: Config, fields: tuple[str, ...], weights: Path | None) -> None:
+def _claim(folder: Path, config: Config, fields: tuple[str, ...], weights: tuple[str | Path, ...]) -> None:
     path = folder / "config.json"
     if config.fresh and folder.exists():
         number = 1
@@ -118,7 +121,7 @@ def _claim(folder: Path, config: Config, fields: tuple[str, ...], weights: Path 
             number += 1
         folder.rename(aside)
     own = json.loads(json.dumps(asdict(config)))
-    own["made_with"] = digest(weights) if weights else ""
+    own["made_with"] = " ".join(digest(path) for path in weights)
     if path.exists():
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -134,7 +137,7 @@ def _claim(folder: Path, config: Config, fields: tuple[str, ...], weights: Path 
         temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
 
 
-def digest(path: Path) -> str:
+def digest(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -159,4 +162,6 @@ def finished(folder: Path, name: str, command: str, epoch: int = 0) -> Path:
         last = int(json.loads(config.read_text(encoding="utf-8"))["epochs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config} cannot be read as a Config ({error}); move {folder} aside") from None
+    if epoch and not numbered(folder, name, epoch).exists() and numbered(folder, name, last).exists():
+        raise InputError(f"{folder} has no checkpoint of epoch {epoch} but the last, {last}: try --static-checkpoint=0")
     return need(numbered(folder, name, epoch or last), command)

@@ -5,6 +5,8 @@ A program's Config is: preset (`voc` or `demo`) → recipe (`paper` or `released
 
 import argparse
 import dataclasses
+import math
+import shlex
 import types
 import typing
 from dataclasses import dataclass, field, replace
@@ -16,6 +18,7 @@ from models.steps import Integration
 
 PRESETS = ("voc", "demo")
 RECIPES = ("paper", "released")
+CRF_FIELDS = ("crf_sxy", "crf_srgb", "crf_bilateral_weight", "crf_gaussian_sxy", "crf_gaussian_weight")
 
 
 def _f(default, text: str, choices: tuple[str, ...] | None = None):
@@ -47,6 +50,7 @@ class Config:
     # Networks
     width: float = _f(1.0, "factor on all numbers of channels; 1 = published")
     dropout: float = _f(1.0, "factor on the backbone's and the classifier's dropout rates; 1 = published")
+    backbone_dilation: int = _f(4, "cells, of blocks b6 and b7, b5 half of it; 4 = published")
     head_dilation: int = _f(12, "cells, of the segmentation head; 12 = published")
 
     # Sizes, pixels
@@ -120,7 +124,7 @@ class Config:
         own = preset(self.preset)
         for name in ("recipe", "voc_root", "out", "modelid", "width"):
             if getattr(self, name) != getattr(own, name):
-                given.append(f"--{name.replace('_', '-')}={getattr(self, name)}")
+                given.append(shlex.quote(f"--{name.replace('_', '-')}={getattr(self, name)}"))
         return "".join(f" {flag}" for flag in given)
 
     def crf_kernel(self) -> CrfKernel:
@@ -177,6 +181,7 @@ def demo() -> Config:
         workers=2,
         crf_workers=False,
         width=0.125,
+        backbone_dilation=1,
         head_dilation=3,
         crop=128,
         static_side=(128, 144),
@@ -188,8 +193,10 @@ def demo() -> Config:
         dynamic_epochs=8,
         lr=5e-3,
         eval_batch=20,
+        cam_scales=(1.0, 0.5, 1.5),
+        walk_log_steps=5,
         dropout=0.0,
-        cls_epochs=20,
+        cls_epochs=18,
         cls_batch=8,
         cls_lr=2e-3,
         cls_optimiser="adamw",
@@ -264,13 +271,21 @@ def config_from(arguments: argparse.Namespace) -> Config:
 def check(config: Config) -> None:
     """Refuse values that cannot work, by the flag's name."""
     positive = "bn epochs static_epochs dynamic_epochs cls_epochs cls_batch aff_epochs aff_batch checkpoint_epochs "
-    positive += "eval_batch width lr cls_lr aff_lr head_dilation crop eval_size crf_train crf_labels crf_eval"
-    for name in positive.split():
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise InputError(f"--{name}={value}: must be greater than 0")
-    if config.workers < 0:
-        raise InputError(f"--workers={config.workers}: must be 0 or more")
+    positive += "eval_batch width lr cls_lr aff_lr head_dilation crop eval_size crf_train crf_labels crf_eval "
+    positive += "crf_sxy crf_srgb crf_gaussian_sxy eval_scales cam_scales"
+    not_negative = "workers pictures seed weight_decay label_weight_decay static_checkpoint walk_log_steps"
+    for name, value in vars(config).items():
+        values = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+            raise InputError(f"--{name}={_shown(value)}: must be finite")
+        if name in positive.split() and value is not None and not all(v > 0 for v in values):
+            raise InputError(f"--{name}={_shown(value)}: must be greater than 0")
+        if name in not_negative.split() and value < 0:
+            raise InputError(f"--{name}={value}: must be 0 or more")
+    if config.seed >= 1 << 63:
+        raise InputError(f"--seed={config.seed}: must be less than 2 to the 63")
+    if not 0 <= config.dropout < 2:
+        raise InputError(f"--dropout={config.dropout}: must lie in [0, 2), as the highest published rate is 0.5")
     if not 0 <= config.momentum < 1:
         raise InputError(f"--momentum={config.momentum}: must lie in [0, 1)")
     for name in ("crop", "eval_size"):

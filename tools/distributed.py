@@ -25,6 +25,8 @@ def start(device: str) -> torch.device:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError("it must be auto, cpu, cuda or cuda:N")
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"--device={device} cannot be used here: {str(error).splitlines()[0]}") from None

@@ -35,7 +35,10 @@ def evaluate(source: Path, root: str | Path, ids: list[str]) -> dict:
     counts: dict[float | None, np.ndarray] = {}
     for image_id in ids:
         truth = read_mask(mask_path(root, image_id))
-        for threshold, mask in masks_of(source, image_id).items():
+        masks = masks_of(source, image_id)
+        if counts and set(masks) != set(counts):
+            raise InputError(f"{source} mixes masks with maps that have no background ({image_id}); keep them apart")
+        for threshold, mask in masks.items():
             if mask.shape != truth.shape:
                 raise InputError(f"{source}/{image_id}: the mask is {mask.shape}, its true mask {truth.shape}")
             counts[threshold] = counts.get(threshold, 0) + confusion(truth, mask)

@@ -107,6 +107,7 @@ def load_batches(
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         persistent_workers=config.workers > 0,
+        generator=torch.Generator(),  # not the global one: how often it is drawn from depends on the workers
     )
     while True:
         for content in loader:
@@ -195,6 +196,9 @@ def train(
             means = "  ".join(f"{name} {total / steps:.4f}" for name, total in totals.items())
             print(f"{title}  epoch {epoch + 1}/{config.epochs}  {means}  {images:.1f} images/s", flush=True)
             writer.add_scalar("images_per_second", images, (epoch + 1) * steps)
+        for network in networks.values():
+            if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
+                raise InputError(f"{title}: weights not finite after epoch {epoch + 1}; the last checkpoint is kept")
         after_epoch(epoch + 1)
         if main:
             content = {

@@ -1,0 +1,98 @@
+"""A drawn set of nine images, a Config as small as works, and the files of a whole run with it."""
+
+import dataclasses
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from datasets.demo import make_demo
+from tools.config import Config, check, demo, preset
+
+
+@pytest.fixture(scope="session")
+def tiny_voc(tmp_path_factory):
+    """6 train and 3 val images; not to be changed."""
+    root = tmp_path_factory.mktemp("tiny") / "VOC2012"
+    make_demo(root, train=6, val=3)
+    return root
+
+
+@pytest.fixture
+def own_voc(tiny_voc, tmp_path):
+    """A copy of the set for tests that change files."""
+    return shutil.copytree(tiny_voc, tmp_path / "VOC2012")
+
+
+def tiny(voc_root, out):
+    config = replace(
+        demo(),
+        voc_root=str(voc_root),
+        out=str(out),
+        device="cpu",
+        precision="float32",
+        workers=0,
+        width=0.0625,
+        head_dilation=1,
+        crop=64,
+        static_side=(64, 72),
+        dynamic_side=(64, 80),
+        cls_side=(64, 80),
+        eval_size=64,
+        eval_scales=(0.5, 1.0),
+        cam_scales=(0.5,),
+        bn=3,
+        cls_batch=3,
+        aff_batch=3,
+        static_epochs=1,
+        dynamic_epochs=1,
+        cls_epochs=1,
+        aff_epochs=1,
+        lr=1e-6,
+        pictures=2,
+    )
+    check(config)
+    return config
+
+
+@pytest.fixture
+def tiny_config(tiny_voc, tmp_path):
+    return tiny(tiny_voc, tmp_path / "out")
+
+
+def as_flags(config: Config) -> list[str]:
+    """The command line that makes this Config."""
+    own, flags = preset(config.preset), [f"--preset={config.preset}"]
+    for entry in dataclasses.fields(Config):
+        value = getattr(config, entry.name)
+        if value == getattr(own, entry.name):
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{'' if value else 'no-'}{entry.name}")
+        elif isinstance(value, tuple):
+            flags += [f"--{entry.name}", *map(str, value)]
+        else:
+            flags.append(f"--{entry.name}={value}")
+    return flags
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_voc, tmp_path_factory):
+    """The out folder of the whole method on the tiny set; not to be changed."""
+    import main_ssdd
+    from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
+
+    out = tmp_path_factory.mktemp("finished") / "out"
+    flags = as_flags(tiny(tiny_voc, out))
+    for program in (train_cls, make_cam_labels, train_aff, make_aff_labels):
+        program.main(flags)
+    main_ssdd.main(["--mode=all", *flags])
+    return out
+
+
+@pytest.fixture
+def own_run(finished_run, own_voc, tmp_path):
+    """A Config with its own copy of the set and of what the whole method made from it, without pictures and states."""
+    unneeded = shutil.ignore_patterns("*.png", "*.jpg", "tensorboard", "state.pth")
+    shutil.copytree(finished_run, tmp_path / "out", ignore=unneeded)
+    return tiny(own_voc, tmp_path / "out")

@@ -1,0 +1,49 @@
+"""Several processes: what torchrun starts gives what one process gives."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.conftest import as_flags, tiny
+from tools import checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+def torchrun(*arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29541", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(own_run, tmp_path):
+    # Batches of 2 on two processes are batches of 4 on one. The demo preset has no dropout; jitter is seeded by sample.
+    weights = {}
+    for name, bn in (("one", 4), ("two", 2)):
+        config = tiny(own_run.voc_root, own_run.out)
+        flags = [*as_flags(config), f"--modelid={name}", f"--bn={bn}", "--lr=0.01", "--epochs=2"]
+        if name == "one":
+            import main_ssdd
+
+            main_ssdd.main(["--mode=0", *flags])
+        else:
+            torchrun("main_ssdd.py", "--mode=0", *flags)
+        folder = Path(own_run.out) / "logs" / f"sssdd_{name}"
+        weights[name] = [checkpoint.load_state(folder / "models" / f"{net}_0002.pth") for net in ("seg", "ssdd")]
+    for one, two in zip(*weights.values(), strict=True):
+        for key, value in one.items():
+            assert torch.allclose(value, two[key], atol=1e-5), key
+
+
+def test_shards_of_stored_maps_are_complete(own_run):
+    folder = own_run.precompute_folder()
+    before = {path.name: path.read_bytes() for path in folder.glob("*.npz")}
+    for path in folder.glob("*.npz"):
+        path.unlink()
+    torchrun("main_ssdd.py", "--mode=1", *as_flags(own_run))
+    assert {path.name for path in folder.glob("*.npz")} == set(before)

@@ -1,0 +1,132 @@
+"""The whole method on nine small images: what is read, what is left behind, what a second start does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import main_ssdd
+from datasets.labels import load_differences, load_maps, store_path
+from datasets.voc import read_ids, read_mask, read_present
+from modes.precompute import refine_seed
+from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
+from tests.conftest import as_flags, tiny
+from tools import checkpoint
+from tools.metrics import mean_iou
+
+
+def whole_method(flags: list[str]) -> None:
+    for program in (train_cls, make_cam_labels, train_aff, make_aff_labels):
+        program.main(flags)
+    main_ssdd.main(["--mode=all", *flags])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "tensorboard" not in path.parts
+    }
+
+
+def test_no_pixel_label_is_read_but_by_evaluation(own_voc, finished_run, tmp_path, capsys):
+    shutil.rmtree(own_voc / "SegmentationClass")
+    whole_method(as_flags(tiny(own_voc, tmp_path / "out")))
+    assert "no mIoU" in capsys.readouterr().out
+    made, with_masks = contents(tmp_path / "out"), contents(finished_run)
+    # The same files, byte for byte, whether true masks exist or not (their paths stand in the stored Configs).
+    assert set(with_masks) - set(made) == {"validation/ssdd/result_val.json"}
+    assert [name for name in made if not name.endswith("config.json") and made[name] != with_masks[name]] == []
+
+
+def test_files_lie_where_the_released_program_puts_them(finished_run, tiny_voc):
+    ids = read_ids(tiny_voc, "train_aug")
+    shown = {ids[0], ids[-1]}
+    for image_id in ids:
+        present = np.flatnonzero(read_present(tiny_voc, image_id)).tolist()
+        results = finished_run / "prepare_labels" / "results"
+        assert load_maps(results / "out_cam" / f"{image_id}.npz").classes.tolist() == present[1:]
+        assert load_maps(results / "out_aff" / f"{image_id}.npz").classes.tolist() == present
+        assert load_maps(results / "out_aff_crf" / f"{image_id}.npz").classes.tolist() == present
+        assert set(np.unique(read_mask(finished_run / "precompute" / "ssdd" / f"{image_id}.png"))) <= set(present)
+    static, dynamic = finished_run / "logs" / "sssdd_ssdd", finished_run / "logs" / "dssdd_ssdd"
+    for run, pictures in ((static, "k1 a1 d1 dk1 da1"), (dynamic, "k1 a1 d1 dk1 da1 k2 a2 d2 dk2 da2")):
+        assert (run / "models" / "seg_0001.pth").exists() and (run / "models" / "ssdd_0001.pth").exists()
+        expected = {f"{i}_0001_{what}.png" for i in shown for what in pictures.split()} | {f"{i}.jpg" for i in shown}
+        assert {path.name for path in (run / "imgs").iterdir()} == expected
+    for image_id in read_ids(tiny_voc, "val"):
+        for kind in ("mask", "crf"):
+            assert (finished_run / "validation" / "ssdd" / kind / f"{image_id}.png").exists()
+
+
+def test_state_dicts_have_the_released_keys(finished_run):
+    keys = set(checkpoint.load_state(finished_run / "logs" / "dssdd_ssdd" / "models" / "seg_0001.pth"))
+    assert {"encoder.conv1a.weight", "encoder.b2.bn_branch2a.running_mean", "encoder.b7.conv_branch2b2.weight"} <= keys
+    assert {"encoder.bn7.weight", "seg_main.seg1.conv1.bias", "seg_sub.seg1.bn1.weight", "seg_sub.seg2.bias"} <= keys
+    keys = set(checkpoint.load_state(finished_run / "logs" / "dssdd_ssdd" / "models" / "ssdd_0001.pth"))
+    assert {"dd_head0.conv1ab.conv1.weight", "dd1.conv1c.bn1.bias", "dd1.conv1abc.bnd.running_var"} <= keys
+    assert {"dd0.conv1abc.downsample.weight", "dd1.pred_abc.weight"} <= keys and "dd0.pred_abc.bias" not in keys
+
+
+def test_ssdd_training_leaves_batchnorm_and_conv1a_as_the_classifier_had_them(finished_run):
+    classifier = checkpoint.load_state(finished_run / "prepare_labels" / "results" / "cls" / "weights.pth")
+    trained = checkpoint.load_state(finished_run / "logs" / "dssdd_ssdd" / "models" / "seg_0001.pth")
+    frozen = [key for key in classifier if "bn" in key or key.startswith("conv1a")]
+    assert len(frozen) > 100
+    assert all(torch.equal(trained[f"encoder.{key}"], classifier[key]) for key in frozen)
+    assert not torch.equal(trained["encoder.b2.conv_branch2a.weight"], classifier["b2.conv_branch2a.weight"])
+
+
+def test_result_file_holds_the_miou_of_the_masks_on_disk(finished_run, tiny_voc):
+    result = json.loads((finished_run / "validation" / "ssdd" / "result_val.json").read_text())
+    counts = np.zeros((21, 22), np.int64)
+    for image_id in read_ids(tiny_voc, "val"):
+        mask = read_mask(finished_run / "validation" / "ssdd" / "crf" / f"{image_id}.png")
+        truth = read_mask(tiny_voc / "SegmentationClass" / f"{image_id}.png")
+        for t, m in zip(truth.flat, mask.flat, strict=True):
+            if t != 255:
+                counts[t, m] += 1
+    assert result["mask after CRF"]["miou"] == mean_iou(counts)
+
+
+def test_a_second_start_changes_nothing(own_run, capsys):
+    before = contents(Path(own_run.out))
+    whole_method(as_flags(own_run))
+    assert contents(Path(own_run.out)) == before
+    assert capsys.readouterr().out.count("is complete") >= 4
+
+
+def test_what_is_missing_is_made_again_and_equal(own_run):
+    out = Path(own_run.out)
+    before = contents(out)
+    first = read_ids(own_run.voc_root, "train_aug")[0]
+    for kind in ("out_cam", "out_aff_crf"):
+        store_path(own_run.labels_folder(kind), first).unlink()
+    store_path(own_run.precompute_folder(), first).unlink()
+    (own_run.validation_folder() / "crf" / f"{read_ids(own_run.voc_root, 'val')[0]}.png").unlink()
+    whole_method(as_flags(own_run))
+    assert contents(out) == before
+
+
+def test_static_seed_integrates_psa_and_crf_at_the_image_size(own_run):
+    image_id = read_ids(own_run.voc_root, "train_aug")[0]
+    maps = [load_maps(store_path(own_run.labels_folder(kind), image_id)) for kind in ("out_aff", "out_aff_crf")]
+    knowledge, advice = (m.classes[m.maps.argmax(axis=0)] for m in maps)
+    d_k, d_a = (torch.from_numpy(d)[None] for d in load_differences(store_path(own_run.precompute_folder(), image_id)))
+    how = own_run.seed_integration()
+    never, always = (how._replace(bias=bias) for bias in (-9, 9))
+    assert np.array_equal(refine_seed(own_run, image_id, d_k, d_a, never), knowledge)
+    assert np.array_equal(refine_seed(own_run, image_id, d_k, d_a, always), advice)
+
+
+def test_recipe_released_stores_mirrored_maps(own_run):
+    # Difference 4: with random flips while storing, about half of the maps are those of the mirrored image.
+    flags = as_flags(own_run)
+    ids = read_ids(own_run.voc_root, "train_aug")
+    plain = [load_differences(store_path(own_run.precompute_folder(), i))[0] for i in ids]
+    main_ssdd.main(["--mode=1", *flags, "--precompute-augmented", "--fresh"])
+    moved = [load_differences(store_path(own_run.precompute_folder(), i))[0] for i in ids]
+    closer = [np.abs(m - p[:, ::-1]).mean() < np.abs(m - p).mean() for m, p in zip(moved, plain, strict=True)]
+    assert 0 < sum(closer) < len(ids)
