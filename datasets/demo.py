@@ -3,7 +3,7 @@
 Every object has one telling part (a cat's head, a boat's sails) that alone gives its class away. The colours and
 textures of the rest come from one pool that all classes and the scenery share, so that a class activation map finds
 the part and misses the rest, as it does on VOC. A quarter of the objects fade into what lies behind them, so
-that a dense CRF helps on some images and harms others.
+that a dense CRF helps on some images and harms others. The objects themselves are in `datasets.demo_objects`.
 
     python -m datasets.demo OUT [--train N --val N --seed S]
 """
@@ -13,7 +13,6 @@ import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,183 +21,48 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
+from datasets.demo_objects import BODY, OBJECTS, Shape, Sketch
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.voc import CLASSES, IGNORE, image_path, mask_path, write_mask
 
-VERSION = 6  # raise it when the drawing changes, so that sets made before are made anew
+VERSION = 6  # raise it when the drawing changes, here or in demo_objects, so that sets made before are made anew
 VAL_OFFSET = 500_000  # validation ids start here, so that they stay when more training images are asked for
 SCALE = 3  # everything is drawn this many times larger and then averaged down
-BODY = "body"  # stands for the colour and pattern that an object gets once its place is known
-BLACK, DARK, GREY, WHITE, RED = (18, 20, 20), (46, 46, 50), (150, 150, 152), (246, 242, 232), (214, 24, 36)
+# The colours that all bodies and the scenery share; below, the few of them that suit some scenery.
 POOL = [
     (236, 234, 226), (214, 200, 168), (168, 168, 170), (98, 100, 104), (52, 50, 54), (112, 78, 52), (170, 130, 88),
     (150, 62, 50), (48, 62, 110), (92, 128, 168), (150, 186, 212), (92, 126, 62), (120, 118, 70), (196, 158, 62),
     (58, 118, 118),
 ]  # fmt: skip
+WALLS, HILLS, LEAVES = [*POOL[:3], POOL[6], POOL[10]], POOL[9:13], POOL[11:13]
 SKIES = [(84, 132, 196), (120, 150, 186), (160, 166, 176), (196, 150, 130), (70, 100, 160)]
-GROUNDS = {"sea": ((70, 108, 128), "flow"), "field": ((104, 128, 66), "leaf"), "street": ((124, 122, 122), "grain"),
-           "room": ((150, 118, 86), "flow"), "sky": ((112, 122, 76), "leaf")}  # fmt: skip
+GROUNDS = {
+    "sea": ((70, 108, 128), "flow"),
+    "field": ((104, 128, 66), "leaf"),
+    "street": ((124, 122, 122), "grain"),
+    "room": ((150, 118, 86), "flow"),
+    "sky": ((112, 122, 76), "leaf"),
+}
 # How strongly a pattern mixes the noise fields: fine, middle, coarse, flow, stripes, patches.
 PATTERNS = {
-    "plain": (0.02, 0, 0.025, 0, 0, 0), "grain": (0.09, 0.045, 0.025, 0, 0, 0), "leaf": (0.06, 0.1, 0.025, 0, 0, 0),
-    "flow": (0.02, 0.02, 0.02, 0.075, 0, 0), "glass": (0.02, 0, 0.045, 0, 0.045, 0),
-    "stripes": (0.02, 0, 0.02, 0, 0.21, 0), "patches": (0.02, 0, 0.02, 0, 0, 0.19),
-}  # fmt: skip
+    "plain": (0.02, 0, 0.025, 0, 0, 0),
+    "grain": (0.09, 0.045, 0.025, 0, 0, 0),
+    "leaf": (0.06, 0.1, 0.025, 0, 0, 0),
+    "flow": (0.02, 0.02, 0.02, 0.075, 0, 0),
+    "glass": (0.02, 0, 0.045, 0, 0.045, 0),
+    "stripes": (0.02, 0, 0.02, 0, 0.21, 0),
+    "patches": (0.02, 0, 0.02, 0, 0, 0.19),
+}
 
 Box = tuple[int, int, int, int]
 
 
-class Shape(NamedTuple):
-    """A filled polygon, or a line where `width` is set. `points` (N, 2) and `width` are in units of the owner."""
-
-    points: np.ndarray
-    colour: tuple | str
-    pattern: str
-    width: float
-    part: bool
-
-
-class Sketch:
-    """Collects shapes in the order of painting. What is drawn while `part` is set belongs to the telling part."""
-
-    def __init__(self) -> None:
-        self.shapes: list[Shape] = []
-        self.part = False
-
-    def poly(self, points: list | np.ndarray, colour: tuple | str, pattern: str = "plain", width: float = 0) -> None:
-        self.shapes.append(Shape(np.asarray(points, float), colour, pattern, width, self.part))
-
-    def box(self, x0: float, y0: float, x1: float, y1: float, colour: tuple | str, pattern: str = "plain") -> None:
-        self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour, pattern)
-
-    def oval(self, x: float, y: float, rx: float, ry: float, colour: tuple | str, pattern: str = "plain") -> None:
-        t = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-        self.poly(np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], 1), colour, pattern)
-
-
-# The objects: x to the right, y down. They stand on y = 0, look to the left and are about 2.5 units wide.
-
-
-def _trunk(s: Sketch, rng: Generator, leg_width: float) -> float:
-    """Legs and trunk of a four-legged animal; the height of its back comes back."""
-    leg = rng.uniform(0.3, 0.45)
-    top = -leg - rng.uniform(0.62, 0.78)
-    for x in rng.uniform((-0.68, -0.44, 0.36, 0.6), (-0.56, -0.32, 0.48, 0.72)):
-        s.box(x - leg_width, -leg - 0.25, x + leg_width, 0, BODY)
-    s.oval(0, (top - leg) / 2, 0.85, (-leg - top) / 2 + 0.04, BODY)
-    return top
-
-
-def _cat(s: Sketch, rng: Generator) -> None:
-    top, lift = _trunk(s, rng, 0.09), rng.uniform(0.1, 0.75)
-    s.poly([(0.75, top + 0.2), (1.05, top + 0.1), (1.2, top - 0.4 * lift), (1.1, top - lift)], BODY, width=0.12)
-    x, y, r = -0.85, top - 0.05, rng.uniform(0.38, 0.46)
-    s.part = True
-    for side in (-1, 1):
-        ear = np.array([(0.95, -0.25), (0.3, -0.9), (0.95, -1.45)]) * (side * r, r) + (x, y)
-        s.poly(ear, BODY)
-        s.poly(0.6 * ear + 0.4 * ear.mean(0), (232, 138, 148))
-    s.oval(x, y, r, 0.86 * r, BODY)
-    s.oval(x, y + 0.42 * r, 0.48 * r, 0.34 * r, WHITE)
-    for side in (-1, 1):
-        s.oval(x + side * 0.42 * r, y - 0.12 * r, 0.27 * r, 0.25 * r, (202, 222, 62))
-        s.oval(x + side * 0.42 * r, y - 0.12 * r, 0.09 * r, 0.23 * r, BLACK)
-        for slope in (0.3, 0.45):
-            s.poly([(x + side * 0.3 * r, y + 0.4 * r), (x + side * 1.35 * r, y + slope * r)], WHITE, width=0.022)
-    s.poly([(x - 0.15 * r, y + 0.2 * r), (x + 0.15 * r, y + 0.2 * r), (x, y + 0.42 * r)], (226, 104, 122))
-
-
-def _sheep(s: Sketch, rng: Generator) -> None:
-    top = _trunk(s, rng, 0.06)
-    for angle in np.linspace(0, 2 * np.pi, 12, endpoint=False):
-        s.oval(0.78 * np.cos(angle), (top - 0.3) / 2 + 0.32 * np.sin(angle), 0.2, 0.19, BODY)
-    s.oval(0, (top - 0.3) / 2, 0.8, 0.36, BODY)
-    x, y, r = -0.98, top + 0.08, rng.uniform(0.28, 0.34)
-    s.part = True
-    for side in (-1, 1):
-        s.oval(x + side * 1.1 * r, y - 0.3 * r, 0.55 * r, 0.24 * r, (226, 150, 140))
-    s.oval(x, y + 0.1 * r, 0.85 * r, 1.35 * r, (34, 30, 32))
-    for dx in (-0.55, 0, 0.55):
-        s.oval(x + dx * r, y - r, 0.45 * r, 0.42 * r, WHITE, "leaf")
-    for side in (-1, 1):
-        s.oval(x + side * 0.4 * r, y - 0.1 * r, 0.22 * r, 0.2 * r, WHITE)
-        s.oval(x + side * 0.4 * r, y - 0.1 * r, 0.09 * r, 0.11 * r, BLACK)
-    s.oval(x - 0.1 * r, y + 1.1 * r, 0.4 * r, 0.25 * r, (188, 150, 146))
-
-
-def _bus(s: Sketch, rng: Generator) -> None:
-    end, top = rng.uniform(1.15, 1.5), -rng.uniform(1.15, 1.4)
-    s.box(-end, top, end, -0.17, BODY)
-    s.box(-end, -0.26, end, -0.15, DARK)
-    for x in (-0.62 * end, 0.62 * end):
-        s.oval(x, -0.25, 0.25, 0.25, BLACK)
-        s.oval(x, -0.25, 0.14, 0.14, GREY)
-    s.part = True
-    s.box(-end, top + 0.26, end, top + 0.72, WHITE)
-    edges = np.linspace(-end + 0.06, end - 0.06, rng.integers(5, 8))
-    for left, right in pairwise(edges):
-        s.box(left + 0.04, top + 0.3, right - 0.04, top + 0.68, (28, 44, 84), "glass")
-    s.box(-end + 0.08, top + 0.04, -end + 1.0, top + 0.24, BLACK)
-    for x in -end + 0.16 + 0.16 * np.arange(5):
-        s.box(x, top + 0.08, x + 0.1, top + 0.2, (255, 186, 24))
-
-
-def _boat(s: Sketch, rng: Generator) -> None:
-    deck, mast, wood = -rng.uniform(0.5, 0.65), -rng.uniform(1.8, 2.1), (88, 64, 44)
-    s.poly([(-1.25, deck - 0.08), (1.1, deck), (0.9, -0.02), (0.6, 0), (-0.7, 0), (-0.95, -0.1)], BODY)
-    s.box(0.15, deck - 0.28, 0.85, deck + 0.02, BODY)
-    s.poly([(-1.2, deck), (-1.6, deck - 0.22)], wood, width=0.05)
-    s.poly([(1.1, deck), (0, mast), (-1.6, deck - 0.22)], DARK, width=0.018)
-    s.poly([(0, deck), (0, mast)], wood, width=0.06)
-    s.part = True
-    for side, lower in ((1, 0.1), (-1, 0.25)):
-        top, foot = np.array((0.05 * side, mast + lower)), np.array((0.05 * side, deck - 0.34))
-        clew = np.array((side * rng.uniform(0.65, 0.85), foot[1]))
-        s.poly([top, foot, clew], WHITE)
-        for a, b in ((0.2, 0.38), (0.58, 0.78)):
-            s.poly([top + k * (end - top) for k, end in ((a, foot), (b, foot), (b, clew), (a, clew))], (238, 104, 26))
-    s.poly([(0, mast), (0.3, mast + 0.08), (0, mast + 0.16)], RED)
-
-
-def _bottle(s: Sketch, rng: Generator) -> None:
-    shoulder, neck, green = -rng.uniform(1.15, 1.4), rng.uniform(0.11, 0.15), (20, 122, 58)
-    top = shoulder - rng.uniform(0.75, 0.9)
-    half = [(0.36, 0), (0.4, -0.06), (0.4, shoulder), (neck, shoulder - 0.4), (neck, top)]
-    s.poly(half + [(-x, y) for x, y in reversed(half)], BODY)
-    s.box(-0.32, shoulder + 0.05, -0.25, -0.1, WHITE)
-    low, high = -rng.uniform(0.25, 0.35), shoulder + rng.uniform(0.1, 0.2)
-    s.part = True
-    s.box(-0.4, high, 0.4, low, (246, 232, 186))
-    s.box(-0.4, high + 0.06, 0.4, high + 0.16, green)
-    s.box(-0.4, low - 0.16, 0.4, low - 0.06, green)
-    s.oval(0, (low + high) / 2, 0.22, 0.19, RED)
-    s.oval(0, (low + high) / 2, 0.1, 0.08, (246, 232, 186))
-    s.box(-neck - 0.05, top - 0.12, neck + 0.05, top + 0.08, RED)
-
-
-def _aeroplane(s: Sketch, rng: Generator) -> None:
-    r, sweep, y, pink = rng.uniform(0.19, 0.25), rng.uniform(0.55, 0.8), -0.75, (206, 24, 118)
-    s.poly([(-0.2, y), (sweep, y - 0.75), (sweep + 0.18, y - 0.75), (0.3, y)], BODY)
-    nose = [(-1, y + r), (-1.45, y), (-1.2, y - 0.7 * r), (-0.8, y - r)]
-    s.poly([*nose, (0.7, y - r), (1.45, y - 0.1), (0.6, y + r)], BODY)
-    for x in np.arange(-1.1, 0.7, 0.15):
-        s.oval(x, y - 0.35 * r, 0.035, 0.045, DARK)
-    s.oval(-0.05, y + 0.32, 0.24, 0.09, DARK)
-    s.poly([(-0.3, y + 0.3 * r), (sweep + 0.15, 0), (sweep + 0.35, 0), (0.28, y + 0.3 * r)], BODY)
-    s.part = True
-    s.poly([(0.72, y - 0.5 * r), (1.15, y - 0.98), (1.5, y - 0.98), (1.36, y - 0.2 * r)], pink)
-    s.poly([(0.91, y - 0.5), (1.04, y - 0.75), (1.46, y - 0.75), (1.42, y - 0.5)], (252, 238, 64))
-    s.poly([(0.95, y), (1.4, y + 0.3), (1.6, y + 0.3), (1.4, y - 0.04)], pink)
-
-
-# How to draw an object, and the scene it is met in most often.
-OBJECTS = {"aeroplane": (_aeroplane, "sky"), "boat": (_boat, "sea"), "bottle": (_bottle, "room"),
-           "bus": (_bus, "street"), "cat": (_cat, "room"), "sheep": (_sheep, "field")}  # fmt: skip
-
-
 def _stencil(shape: Shape, matrix: np.ndarray, size: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray] | None:
-    """The shape in pixels: the window (rows, columns) that holds it and a bool mask of that, None if outside."""
+    """The shape in pixels: the window (rows, columns) that holds it and its bool mask there, None if it is outside.
+
+    `matrix` (2, 3) takes the units of the shape to pixels, `size` is the (height, width) of the whole in pixels.
+    """
     points = shape.points @ matrix[:, :2].T + matrix[:, 2]
     thick = max(1, round(shape.width * float(np.hypot(*matrix[:, 0])))) if shape.width else 0
     low = np.maximum(np.floor(points.min(0)).astype(int) - thick, 0)
@@ -215,6 +79,7 @@ def _stencil(shape: Shape, matrix: np.ndarray, size: tuple[int, int]) -> tuple[t
 
 
 def _coverage(shapes: list[Shape], matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Where any of the shapes is: a bool mask of the given size (h, w); `matrix` (2, 3) as for `_stencil`."""
     mask = np.zeros(size, bool)
     for hit in (_stencil(shape, matrix, size) for shape in shapes):
         if hit is not None:
@@ -240,9 +105,10 @@ class Canvas:
         mix = zip(PATTERNS[pattern], self.noise, strict=True)
         return (1 + sum(weight * field[window] for weight, field in mix if weight))[..., None] * np.float32(colour)
 
-    def paint(self, shapes: list[Shape], matrix: np.ndarray, body: tuple[tuple, str] = (GREY, "plain")) -> np.ndarray:
+    def paint(self, shapes: list[Shape], matrix: np.ndarray, body: tuple[tuple, str] | None = None) -> np.ndarray:
         """Paint over the image; `matrix` (2, 3) takes the units of the shapes to canvas pixels.
 
+        `body` is the colour and pattern for shapes that leave them open (BODY); scenery has none such.
         Returns the pixels where the body's own colour shows, (h, w) bool.
         """
         own = np.zeros(self.size, bool)
@@ -256,53 +122,63 @@ class Canvas:
 
 
 def _vary(rng: Generator, colours: list | tuple, amount: int = 18) -> tuple:
-    """One of the colours, or the one colour, a little changed."""
+    """One of a list of colours, or the one colour given, a little changed: (red, green, blue)."""
     colour = colours[rng.integers(len(colours))] if isinstance(colours, list) else colours
     return tuple(np.clip(np.array(colour) + rng.integers(-amount, amount + 1, 3), 5, 250))
+
+
+def _room(rng: Generator, s: Sketch, horizon: float) -> None:
+    """A tiled wall down to the horizon, with pictures on it and a chest before it."""
+    wall = _vary(rng, WALLS)
+    s.box(0, 0, 1, 1, wall, str(rng.choice(["plain", "grain"])))
+    tile = _vary(rng, wall)
+    for v in np.arange(0, 1, rng.uniform(0.08, 0.16)):
+        s.poly([(v, 0), (v, horizon)], tile, width=0.006)
+        s.poly([(0, v * horizon), (1, v * horizon)], tile, width=0.006)
+    for x, y, w, h in rng.uniform((0, 0.02, 0.12, 0.12), (0.8, 0.2, 0.3, 0.3), (rng.integers(1, 4), 4)):
+        s.box(x, y, x + w, y + h, _vary(rng, POOL))
+        s.box(x + 0.02, y + 0.02, x + w - 0.02, y + h - 0.02, _vary(rng, POOL), "patches")
+    x, y = rng.uniform((-0.2, horizon - 0.3), (0.9, horizon - 0.1))
+    s.box(x, y, x + 0.4, horizon + 0.06, _vary(rng, (122, 86, 58)), "flow")
+
+
+def _outdoors(rng: Generator, s: Sketch, horizon: float, kind: str) -> None:
+    """Hills, then houses if it is a street, then trees, all on the horizon."""
+    for _ in range(rng.integers(1, 3)):
+        x = np.linspace(0, 1, 14)
+        y = horizon - rng.uniform(0.02, 0.2) * (0.5 + 0.5 * np.sin(x * rng.uniform(2, 8) + rng.uniform(0, 6)))
+        s.poly([*zip(x, y, strict=True), (1, 1), (0, 1)], _vary(rng, HILLS), "leaf")
+    x = -0.1 if kind == "street" else 1.0
+    while x < 1:
+        w, top = rng.uniform(0.18, 0.4), horizon - rng.uniform(0.15, 0.85 * horizon)
+        s.box(x, top, x + w, horizon + 0.02, _vary(rng, POOL), "grain")
+        s.poly([(x - 0.02, top), (x + w / 2, top - 0.12), (x + w + 0.02, top)], _vary(rng, (134, 74, 58)), "flow")
+        for u in np.arange(x + 0.03, x + w - 0.05, 0.09):
+            for v in np.arange(top + 0.04, horizon - 0.06, 0.14):
+                s.box(u, v, u + 0.04, v + 0.08, (70, 74, 82))
+        x += w + rng.choice([0.0, 0.05, 0.15])
+    for x, size in rng.uniform((0, 0.15), (1, 0.4), (rng.integers(0, 5), 2)):
+        s.box(x - 0.05 * size, horizon - 0.5 * size, x + 0.05 * size, horizon + 0.02, (84, 62, 46), "grain")
+        green = _vary(rng, LEAVES)
+        for dx, dy in rng.uniform(-0.3 * size, 0.3 * size, (7, 2)):
+            s.oval(x + dx, horizon - 0.75 * size + dy, 0.24 * size, 0.22 * size, _vary(rng, green, 10), "leaf")
 
 
 def _scene(rng: Generator, canvas: Canvas, kind: str) -> float:
     """Paint a background and return where its ground begins, as a share of the height."""
     ramp = np.linspace(0, 1, canvas.size[0], dtype=np.float32)[:, None, None]
     canvas.image[:] = np.float32(_vary(rng, SKIES)) * (1 - ramp) + np.float32((226, 226, 222)) * ramp
-    _, middle, coarse, flow, *_ = canvas.noise
+    _, middle, coarse, flow, _, _ = canvas.noise
     cloud = cv2.GaussianBlur(coarse + 0.9 * flow + 0.3 * middle, (0, 0), 4)
     cloud = np.clip(cloud - rng.uniform(0, 1), 0, 1)[..., None] * 0.8
     canvas.image += (245 - canvas.image) * cloud
 
     s = Sketch()  # in units of the image's width and height
-    horizon = rng.uniform(0.35, 0.6) if kind != "sky" else rng.uniform(0.75, 0.9)
+    horizon = rng.uniform(0.75, 0.9) if kind == "sky" else rng.uniform(0.35, 0.6)
     if kind == "room":
-        wall = _vary(rng, [*POOL[:3], POOL[6], POOL[10]])
-        s.box(0, 0, 1, 1, wall, str(rng.choice(["plain", "grain"])))
-        tile = _vary(rng, wall)
-        for v in np.arange(0, 1, rng.uniform(0.08, 0.16)):
-            s.poly([(v, 0), (v, horizon)], tile, width=0.006)
-            s.poly([(0, v * horizon), (1, v * horizon)], tile, width=0.006)
-        for x, y, w, h in rng.uniform((0, 0.02, 0.12, 0.12), (0.8, 0.2, 0.3, 0.3), (rng.integers(1, 4), 4)):
-            s.box(x, y, x + w, y + h, _vary(rng, POOL))
-            s.box(x + 0.02, y + 0.02, x + w - 0.02, y + h - 0.02, _vary(rng, POOL), "patches")
-        x, y = rng.uniform((-0.2, horizon - 0.3), (0.9, horizon - 0.1))
-        s.box(x, y, x + 0.4, horizon + 0.06, _vary(rng, (122, 86, 58)), "flow")
+        _room(rng, s, horizon)
     else:
-        for _ in range(rng.integers(1, 3)):
-            x = np.linspace(0, 1, 14)
-            y = horizon - rng.uniform(0.02, 0.2) * (0.5 + 0.5 * np.sin(x * rng.uniform(2, 8) + rng.uniform(0, 6)))
-            s.poly([*zip(x, y, strict=True), (1, 1), (0, 1)], _vary(rng, POOL[9:13]), "leaf")
-        x = -0.1 if kind == "street" else 1.0
-        while x < 1:
-            w, top = rng.uniform(0.18, 0.4), horizon - rng.uniform(0.15, 0.85 * horizon)
-            s.box(x, top, x + w, horizon + 0.02, _vary(rng, POOL), "grain")
-            s.poly([(x - 0.02, top), (x + w / 2, top - 0.12), (x + w + 0.02, top)], _vary(rng, (134, 74, 58)), "flow")
-            for u in np.arange(x + 0.03, x + w - 0.05, 0.09):
-                for v in np.arange(top + 0.04, horizon - 0.06, 0.14):
-                    s.box(u, v, u + 0.04, v + 0.08, (70, 74, 82))
-            x += w + rng.choice([0.0, 0.05, 0.15])
-        for x, size in rng.uniform((0, 0.15), (1, 0.4), (rng.integers(0, 5), 2)):
-            s.box(x - 0.05 * size, horizon - 0.5 * size, x + 0.05 * size, horizon + 0.02, (84, 62, 46), "grain")
-            green = _vary(rng, POOL[11:13])
-            for dx, dy in rng.uniform(-0.3 * size, 0.3 * size, (7, 2)):
-                s.oval(x + dx, horizon - 0.75 * size + dy, 0.24 * size, 0.22 * size, _vary(rng, green, 10), "leaf")
+        _outdoors(rng, s, horizon, kind)
     s.box(0, horizon, 1, 1, _vary(rng, GROUNDS[kind][0], 30), GROUNDS[kind][1])
     if kind in ("street", "room") and rng.random() < 0.7:
         for x in np.linspace(-1.5, 2.5, 13):
@@ -323,13 +199,15 @@ class Thing(NamedTuple):
     part: np.ndarray
 
 
-def _place(rng: Generator, shapes: list[Shape], share: float, feet: np.ndarray, before: list[Thing],
-           height: int, width: int) -> Thing | None:  # fmt: skip
+def _place(
+    rng: Generator, shapes: list[Shape], share: float, feet: np.ndarray, before: list[Thing], size: tuple[int, int]
+) -> Thing | None:
     """Find a place where most of the object and of its telling part shows and none before is hidden too much.
 
-    `share` is the wanted share of the image's area, `feet` the lowest and highest y to stand at, in pixels. Chance
-    may find no place: None.
+    `share` is the wanted share of the image's area, `feet` the lowest and highest y to stand at, in pixels,
+    and `size` the image's (height, width). Chance may find no place: None.
     """
+    height, width = size
     parts = [shape for shape in shapes if shape.part]
     part_extent = np.ptp(np.vstack([shape.points for shape in parts]), axis=0).min()
     unit_area = _coverage(shapes, np.array([[40, 0, 100], [0, 40, 120]], float), (160, 200)).sum() / 40**2
@@ -404,6 +282,19 @@ def _photograph(rng: Generator, canvas: Canvas, height: int, width: int) -> np.n
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
+def _annotate(shown: list[tuple[str, np.ndarray]], size: tuple[int, int]) -> tuple[np.ndarray, list[tuple[str, Box]]]:
+    """(h, w) uint8 labels and boxes from what shows of each object, (h, w) bool. Borders are void, as in VOC."""
+    labels, border, boxes = np.zeros(size, np.uint8), np.zeros(size, bool), []
+    for name, mask in shown:
+        labels[mask] = CLASSES.index(name)
+        solid, square = mask.astype(np.uint8), np.ones((3, 3))
+        border |= cv2.dilate(solid, square) != cv2.erode(solid, square)
+        y, x = np.nonzero(mask)
+        boxes.append((name, (int(x.min()) + 1, int(y.min()) + 1, int(x.max()) + 1, int(y.max()) + 1)))
+    labels[border] = IGNORE
+    return labels, boxes
+
+
 def draw(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, Box]]]:
     """One image from (seed, index): (h, w, 3) uint8 RGB, (h, w) uint8 labels, and each object's class and box.
 
@@ -428,27 +319,21 @@ def draw(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str,
     shown: list[tuple[str, np.ndarray]] = []
     for name, share in sorted(zip(wanted, shares, strict=True), key=lambda pair: pair[1]):  # the nearest comes last
         sketch = Sketch()
-        OBJECTS[name][0](sketch, rng)
+        sketch_object, _ = OBJECTS[name]
+        sketch_object(sketch, rng)
         grounded = name != "aeroplane" or kind == "room" or rng.random() < 0.2
         near = horizon + (1 - horizon) * min(0.1 + 1.5 * share, 0.8)
         feet = np.array((near, near + 0.25 * (1 - horizon)) if grounded else (0.3, 0.95)) * size[0]
-        thing = _place(rng, sketch.shapes, share, feet, things, *size)
+        thing = _place(rng, sketch.shapes, share, feet, things, size)
         if thing is not None:
             mask = _add(rng, canvas, thing, grounded)
             things.append(thing)
             shown = [(other, old & ~mask) for other, old in shown] + [(name, mask)]
-    labels, border, boxes = np.zeros(size, np.uint8), np.zeros(size, bool), []
-    for name, mask in shown:
-        labels[mask] = CLASSES.index(name)
-        solid, square = mask.astype(np.uint8), np.ones((3, 3))
-        border |= cv2.dilate(solid, square) != cv2.erode(solid, square)
-        y, x = np.nonzero(mask)
-        boxes.append((name, (int(x.min()) + 1, int(y.min()) + 1, int(x.max()) + 1, int(y.max()) + 1)))
-    labels[border] = IGNORE
-    return _photograph(rng, canvas, *size), labels, boxes
+    return _photograph(rng, canvas, *size), *_annotate(shown, size)
 
 
 def _xml(name: str, height: int, width: int, boxes: list[tuple[str, Box]]) -> str:
+    """What VOC's annotation file says of an image of that size and of its objects, as far as anybody here reads it."""
     objects = "".join(
         f"\t<object>\n\t\t<name>{kind}</name>\n\t\t<difficult>0</difficult>\n\t\t<bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
         f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>\n\t</object>\n"
@@ -460,6 +345,7 @@ def _xml(name: str, height: int, width: int, boxes: list[tuple[str, Box]]) -> st
 
 
 def _files(root: Path, index: int) -> tuple[Path, Path, Path]:
+    """Photograph, annotation and mask of an image."""
     name = f"demo_{index:06d}"
     return image_path(root, name), root / "Annotations" / f"{name}.xml", mask_path(root, name)
 

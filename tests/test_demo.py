@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from datasets import demo
+from datasets.demo_objects import OBJECTS
 from datasets.errors import InputError
 from datasets.voc import CLASSES, PALETTE
 
@@ -154,6 +155,6 @@ def test_real_photographs_are_not_touched(tmp_path: Path) -> None:
 
 
 def test_first_class_of_each_image_goes_round() -> None:
-    count = len(demo.OBJECTS)
+    count = len(OBJECTS)
     names = [{name for name, _ in demo.draw(0, index)[2]} for index in range(1, count + 1)]
-    assert set().union(*names) == set(demo.OBJECTS)
+    assert set().union(*names) == set(OBJECTS)
