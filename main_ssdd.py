@@ -13,7 +13,6 @@ One GPU or the CPU as above; several GPUs:
 The labels that mode 0 starts from come from prepare_labels (see README.md).
 """
 
-import argparse
 import dataclasses
 
 from datasets.errors import program
@@ -26,7 +25,7 @@ MODES = {"0": static, "1": precompute, "2": dynamic, "3": evaluate}
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = settings.Parser(__doc__)
     parser.add_argument("--mode", required=True, choices=[*MODES, "all"], help="see above")
     settings.add_flags(parser)
     arguments = parser.parse_args(argv)

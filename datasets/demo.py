@@ -26,7 +26,7 @@ from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.voc import CLASSES, IGNORE, image_path, mask_path, write_mask
 
-VERSION = 6  # raise it when the drawing changes, here or in demo_objects, so that sets made before are made anew
+VERSION = 7  # raise it when the drawing changes, here or in demo_objects, so that sets made before are made anew
 VAL_OFFSET = 500_000  # validation ids start here, so that they stay when more training images are asked for
 SCALE = 3  # everything is drawn this many times larger and then averaged down
 # The colours that all bodies and the scenery share; below, the few of them that suit some scenery.

@@ -59,7 +59,7 @@ def _trunk(s: Sketch, rng: Generator, leg_width: float) -> float:
 def _cat(s: Sketch, rng: Generator) -> None:
     top, lift = _trunk(s, rng, 0.09), rng.uniform(0.1, 0.75)
     s.poly([(0.75, top + 0.2), (1.05, top + 0.1), (1.2, top - 0.4 * lift), (1.1, top - lift)], BODY, width=0.12)
-    x, y, r = -0.85, top - 0.05, rng.uniform(0.38, 0.46)
+    x, y, r = -0.85, top - 0.05, rng.uniform(0.44, 0.54)
     s.part = True
     for side in (-1, 1):
         ear = np.array([(0.95, -0.25), (0.3, -0.9), (0.95, -1.45)]) * (side * r, r) + (x, y)
@@ -153,9 +153,9 @@ def _aeroplane(s: Sketch, rng: Generator) -> None:
     s.oval(-0.05, y + 0.32, 0.24, 0.09, DARK)
     s.poly([(-0.3, y + 0.3 * r), (sweep + 0.15, 0), (sweep + 0.35, 0), (0.28, y + 0.3 * r)], BODY)
     s.part = True
-    s.poly([(0.72, y - 0.5 * r), (1.15, y - 0.98), (1.5, y - 0.98), (1.36, y - 0.2 * r)], pink)
-    s.poly([(0.91, y - 0.5), (1.04, y - 0.75), (1.46, y - 0.75), (1.42, y - 0.5)], (252, 238, 64))
-    s.poly([(0.95, y), (1.4, y + 0.3), (1.6, y + 0.3), (1.4, y - 0.04)], pink)
+    s.poly([(0.45, y - 0.5 * r), (1.02, y - 1.2), (1.55, y - 1.2), (1.4, y - 0.1 * r)], pink)
+    s.poly([(0.72, y - 0.56), (0.9, y - 0.9), (1.5, y - 0.9), (1.46, y - 0.56)], (252, 238, 64))
+    s.poly([(0.8, y), (1.35, y + 0.45), (1.7, y + 0.45), (1.42, y - 0.04)], pink)
 
 
 # How to draw an object, and the scene it is met in most often.

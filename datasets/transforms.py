@@ -1,5 +1,7 @@
 """Geometry and colour of training samples, and the normalisation that every network here expects."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -13,9 +15,13 @@ colour_jitter = v2.ColorJitter(0.3, 0.3, 0.3, 0.1)
 
 def normalise(images: Tensor) -> Tensor:
     """...×3×H×W uint8 RGB → float32, x/255 with ImageNet's mean and standard deviation."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    mean, std = _statistics(images.device)
     return (images.float() / 255 - mean) / std
+
+
+@lru_cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
 
 
 def resize_square(tensors: list[Tensor], side: int) -> list[Tensor]:

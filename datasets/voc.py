@@ -42,8 +42,11 @@ def read_ids(root: str | Path, split: str) -> list[str]:
     """
     root = Path(root)
     if not (root / "JPEGImages").is_dir():
-        raise InputError(f"no VOC at {root}: {root / 'JPEGImages'} is missing; link or name it with --voc-root")
-    path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        raise InputError(
+            f"no VOC at {root}: {root / 'JPEGImages'} is missing; link it there or name it with --voc-root "
+            "(the demo's is made by `python -m datasets.demo demo/VOC2012`)"
+        )
+    path = list_path(root, split)
     try:
         lines = path.read_text(encoding="ascii").split("\n")
     except FileNotFoundError:
@@ -60,6 +63,10 @@ def read_ids(root: str | Path, split: str) -> list[str]:
     if not ids:
         raise InputError(f"{path} lists no image")
     return ids
+
+
+def list_path(root: str | Path, split: str) -> Path:
+    return Path(root) / "ImageSets" / "Segmentation" / f"{split}.txt"
 
 
 def image_path(root: str | Path, image_id: str) -> Path:
@@ -161,7 +168,7 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
     """Write H×W class indices as a PNG with VOC's palette."""
-    image = Image.fromarray(mask.astype(np.uint8), mode=None)
+    image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(PALETTE.tobytes())
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.resnet38 import ResNet38, he_initialise, scaled
 from models.segmentation import resize
+from models.ssdd import per_process_share
 
 RADIUS = 5  # affinity is known between cells strictly closer than this
 CELL = 8  # pixels a cell of the feature grid
@@ -37,18 +38,20 @@ class AffinityNet(ResNet38):
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.features(x)
-        side3 = F.elu(self.f8_3(F.relu(self.b5.bn_branch2a(features.conv4))))
-        side4 = F.elu(self.f8_4(F.relu(self.b6.bn_branch2a(features.conv5))))
-        side5 = F.elu(self.f8_5(features.conv6))
-        return F.elu(self.f9(torch.cat([side3, side4, side5], dim=1))).float()
+        # Affinities are raised to the 8th power and walked 256 steps: their features need float32.
+        with torch.autocast(x.device.type, enabled=False):
+            side3 = F.elu(self.f8_3(F.relu(self.b5.bn_branch2a(features.conv4.float()))))
+            side4 = F.elu(self.f8_4(F.relu(self.b6.bn_branch2a(features.conv5.float()))))
+            side5 = F.elu(self.f8_5(features.conv6.float()))
+            return F.elu(self.f9(torch.cat([side3, side4, side5], dim=1)))
 
 
 @lru_cache
-def pair_offsets(radius: int = RADIUS) -> tuple[tuple[int, int], ...]:
+def pair_offsets() -> tuple[tuple[int, int], ...]:
     """The half of the neighbourhood that lies right of or below a cell, (y, x): 34 offsets for radius 5."""
-    right = [(0, x) for x in range(1, radius)]
+    right = [(0, x) for x in range(1, RADIUS)]
     below = [
-        (y, x) for y in range(1, radius) for x in range(-radius + 1, radius) if x * x + y * y < radius * radius
+        (y, x) for y in range(1, RADIUS) for x in range(-RADIUS + 1, RADIUS) if x * x + y * y < RADIUS * RADIUS
     ]
     return tuple(right + below)
 
@@ -175,4 +178,4 @@ def affinity_loss(pairs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / (mask.sum() + 1e-5)
+    return (values * mask).sum() / (per_process_share(mask.sum()) + 1e-5)

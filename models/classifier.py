@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from models.resnet38 import Features, ResNet38, he_initialise, scaled
+from models.resnet38 import ResNet38, he_initialise, scaled
 from models.segmentation import resize
 
 
@@ -35,8 +35,9 @@ class Classifier(ResNet38):
 
     def cam(self, x: Tensor) -> Tensor:
         """N×3×H×W → N×20×H/8×W/8, ReLU of the class scores at each cell."""
-        features: Features = self.features(x)
-        return F.relu(self.fc8(features.conv6))
+        conv6 = self.features(x).conv6.float()
+        with torch.autocast(x.device.type, enabled=False):
+            return F.relu(self.fc8(conv6))
 
 
 @torch.no_grad()

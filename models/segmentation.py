@@ -51,7 +51,7 @@ class SegmentationHead(nn.Module):
 
 
 class SegmentationOutput(NamedTuple):
-    """All at a quarter of the input, ×2 the feature map; float32."""
+    """Heads at a quarter of the input, ×2 the feature map, in float32."""
 
     main: HeadOutput
     sub: HeadOutput | None

@@ -89,7 +89,7 @@ def balanced_bce(d: Tensor, difference: Tensor, dims: tuple[int, ...]) -> Tensor
 def per_process_share(count: Tensor) -> Tensor:
     """The count of the global batch, per process: sums divided by it, averaged over processes, are global means."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        count = count.clone()
+        count = count.float()
         torch.distributed.all_reduce(count)
         count = count / torch.distributed.get_world_size()
     return count

@@ -26,10 +26,10 @@ class Integration(NamedTuple):
 
     bias: float = 0.4
     bg: float = 0.0
-    flag_kept: bool = False
+    flag_kept: bool = False  # for the integration only; the difference loss always skips images that lost a class
 
 
-class Module(NamedTuple):
+class ModuleResult(NamedTuple):
     """One SSDD module's view of a batch; what the pages show."""
 
     knowledge: Tensor  # N×h×w
@@ -42,7 +42,7 @@ class Module(NamedTuple):
 
 def run_module(
     ddnet: DDNet, index: int, features: Tensor, knowledge: Tensor, advice: Tensor, present: Tensor, how: Integration
-) -> Module:
+) -> ModuleResult:
     """SSDD module `index`: difference maps of knowledge and advice, flags, and the integrated mask."""
     d_k, d_a = ddnet.differences(index, features, knowledge, advice)
     return integrated(knowledge, advice, d_k, d_a, present, how)
@@ -50,17 +50,17 @@ def run_module(
 
 def integrated(
     knowledge: Tensor, advice: Tensor, d_k: Tensor, d_a: Tensor, present: Tensor, how: Integration
-) -> Module:
+) -> ModuleResult:
     """Flags and integrated mask for difference logits that are known already."""
     flags = missing_class_flags(knowledge, advice, present, how.flag_kept)
     refined = integrate(knowledge, advice, d_k, d_a, flags, how.bias, how.bg)
-    return Module(knowledge, advice, d_k, d_a, flags, refined)
+    return ModuleResult(knowledge, advice, d_k, d_a, flags, refined)
 
 
 class StepResult(NamedTuple):
     loss_seg: Tensor
     loss_dd: Tensor
-    modules: tuple[Module, ...]
+    modules: tuple[ModuleResult, ...]
     logits: tuple[Tensor, ...]  # of seg_main and, in the dynamic mode, seg_sub
 
 
@@ -71,14 +71,19 @@ class StaticStep(nn.Module):
         super().__init__()
         self.segmentation, self.ddnet, self.how = segmentation, ddnet, how
 
-    def forward(self, x: Tensor, present: Tensor, knowledge: Tensor, advice: Tensor) -> StepResult:
-        """x N×3×H×W normalised; present N×C; the two masks N×H/4×W/4."""
+    def predict(self, x: Tensor, present: Tensor, knowledge: Tensor, advice: Tensor) -> tuple[Tensor, ModuleResult]:
+        """Logits of seg_main and the SSDD module's view; mode 1 needs no more."""
         output = self.segmentation(x)
         features = self.ddnet.features(0, output.main.features, output.conv2)
-        module = run_module(self.ddnet, 0, features, knowledge, advice, present, self.how)
-        loss_seg = F.cross_entropy(output.main.logits, knowledge)
-        loss_dd = pair_difference_loss(module.d_k, module.d_a, knowledge, advice, module.flags)
-        return StepResult(loss_seg, loss_dd, (module,), (output.main.logits,))
+        return output.main.logits, run_module(self.ddnet, 0, features, knowledge, advice, present, self.how)
+
+    def forward(self, x: Tensor, present: Tensor, knowledge: Tensor, advice: Tensor) -> StepResult:
+        """x N×3×H×W normalised; present N×C; the two masks N×H/4×W/4."""
+        logits, module = self.predict(x, present, knowledge, advice)
+        loss_seg = F.cross_entropy(logits, knowledge)
+        lost = missing_class_flags(knowledge, advice, present)
+        loss_dd = pair_difference_loss(module.d_k, module.d_a, knowledge, advice, lost)
+        return StepResult(loss_seg, loss_dd, (module,), (logits,))
 
 
 class DynamicStep(nn.Module):
@@ -118,7 +123,8 @@ class DynamicStep(nn.Module):
 
         m_sub = masked_prediction(sub, present)
         target = second.refined if self.seed_target == "ssdd2" else first.refined
-        loss_crf = pair_difference_loss(first.d_k, first.d_a, m_seg, m_crf1, first.flags)
+        lost = missing_class_flags(m_seg, m_crf1, present)
+        loss_crf = pair_difference_loss(first.d_k, first.d_a, m_seg, m_crf1, lost)
         loss_seed = seed_difference_loss(second.d_k, seed, m_sub) + seed_difference_loss(second.d_a, target, m_sub)
         # The sum of four maps' losses over 4; loss_crf is the mean of its two.
         loss_dd = (2 * loss_crf + loss_seed) / 4

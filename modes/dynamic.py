@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from datasets.labels import store_path
 from datasets.voc import read_ids
 from models.crf import CrfWorkers, masks_after_crf
 from models.steps import DynamicStep, StepResult, integrated
@@ -16,7 +17,7 @@ from modes.networks import (
     start_from_classifier,
     train_ssdd,
 )
-from tools import checkpoint, distributed
+from tools import distributed, runs
 from tools.config import Config
 from tools.training import wrapped
 
@@ -27,10 +28,12 @@ def run(config: Config) -> None:
     layout = distributed.memory_format(device, config.width)
     folder = config.run_folder(2)
     differences = config.precompute_folder()
-    checkpoint.need(differences, f"python main_ssdd.py --mode=1{config.flags()}")
+    ids = read_ids(config.voc_root, config.train_split)
+    command = f"python main_ssdd.py --mode=1{config.flags()}"
+    runs.need_maps(differences, [store_path(differences, image_id) for image_id in ids], command)
     samples = seed_samples(
         config,
-        read_ids(config.voc_root, config.train_split),
+        ids,
         config.dynamic_side,
         differences=differences,
         move_maps=config.move_maps,
@@ -40,8 +43,9 @@ def run(config: Config) -> None:
     torch.manual_seed(config.seed)
     segmentation, ddnet = build(config, dynamic=True)
     weights = start_from_classifier(config, segmentation)
-    checkpoint.claim_folder(folder, config, (), weights)
-    last = checkpoint.numbered(folder, "seg", config.epochs)
+    made_from = [weights, samples.knowledge, samples.advice, differences, *runs.training_data(config)]
+    runs.claim_folder(folder, config, "mode 2", made_from)
+    last = runs.numbered(folder, "seg", config.epochs)
     if last.exists():
         print(f"mode 2: {last} is complete")
         return

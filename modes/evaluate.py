@@ -1,14 +1,12 @@
 """Mode 3: multi-scale inference with seg_main, dense CRF, mIoU."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from datasets.files import atomic_write
 from datasets.training_sets import as_tensor
@@ -16,9 +14,10 @@ from datasets.voc import mask_path, read_ids, read_image, write_mask
 from models.crf import CrfKernel, CrfWorkers, dense_crf
 from models.segmentation import multiscale_probabilities, resize
 from modes.networks import build, network_input
-from tools import checkpoint, distributed
-from tools.config import CRF_FIELDS, Config
+from tools import checkpoint, distributed, runs
+from tools.config import Config
 from tools.eval_masks import as_markdown, evaluate
+from tools.progress import progress
 from tools.training import load_batches
 
 
@@ -42,22 +41,24 @@ def run(config: Config) -> None:
     ids = read_ids(config.voc_root, config.split)
     folder = config.validation_folder()
     command = f"python main_ssdd.py --mode=2{config.flags()}"
-    weights = Path(config.weights or checkpoint.finished(config.run_folder(2), "seg", command))
+    if config.weights:
+        weights = runs.weights_or(config, Path(config.weights), command)
+    else:
+        weights = runs.finished(config.run_folder(2), "seg", command, config)
     network, _ = build(config, dynamic=False)
     checkpoint.load_into(network, weights, unused=("seg_sub.",))
     network.to(device, memory_format=layout).eval()
-    fields = ("head_dilation", "backbone_dilation", "eval_size", "eval_scales", "crf_eval", *CRF_FIELDS)
-    checkpoint.claim_folder(folder, replace(config, weights=str(weights)), fields, weights)
+    runs.claim_folder(folder, config, "mode 3", [weights])
 
     kinds = {"mask": folder / "mask", "mask after CRF": folder / "crf"}
-    todo = [n for n, i in enumerate(ids) if not all((kind / f"{i}.png").exists() for kind in kinds.values())]
-    mine = [(n, 0) for n in distributed.shard(todo)]
+    mine = [
+        (place, 0)
+        for place in distributed.shard(range(len(ids)))
+        if not all((kind / f"{ids[place]}.png").exists() for kind in kinds.values())
+    ]
     images = SquareImages(config.voc_root, ids, config.eval_size)
     batches = load_batches(config, images, config.eval_batch, mine, device)
-    with (
-        CrfWorkers(config.workers) as workers,
-        tqdm(total=len(mine), desc="mode 3", unit="image", disable=None, leave=False) as bar,
-    ):
+    with CrfWorkers(config.workers) as workers, progress("mode 3", len(mine), len(ids)) as bar:
         for batch in iter(lambda: next(batches), None):
             with distributed.autocast(device, config.precision):
                 summed = multiscale_probabilities(network, network_input(batch, layout), config.eval_scales)

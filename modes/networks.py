@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
+from datasets.labels import store_path
 from datasets.pictures import write_difference, write_photo
 from datasets.training_sets import SeedSamples
 from datasets.transforms import normalise
@@ -16,7 +17,7 @@ from models.ddnet import DDNet
 from models.resnet38 import train_with_frozen_batchnorm
 from models.segmentation import SegmentationNetwork
 from models.steps import StepResult
-from tools import checkpoint, distributed
+from tools import checkpoint, distributed, runs
 from tools.config import Config
 from tools.training import cosine_rate, sgd, train
 
@@ -35,20 +36,19 @@ def seed_samples(config: Config, ids: list[str], sides: tuple[int, int] | None, 
     Raises:
         InputError: the label chain has not run.
     """
-    folders = [
-        checkpoint.need(config.labels_folder(kind), f"python -m prepare_labels.make_aff_labels{config.flags()}")
-        for kind in ("out_aff", "out_aff_crf")
-    ]
+    folders = [config.labels_folder(kind) for kind in ("out_aff", "out_aff_crf")]
+    command = f"python -m prepare_labels.make_aff_labels{config.flags()}"
+    for folder in folders:
+        runs.need_maps(folder, [store_path(folder, image_id) for image_id in ids], command)
     return SeedSamples(config.voc_root, ids, *folders, config.crop, sides, **options)
 
 
 def start_from_classifier(config: Config, segmentation: SegmentationNetwork) -> Path:
     """Backbone weights from the PSA classifier, whose fc8 is dropped; the file they came from."""
-    weights = checkpoint.need(
-        config.weights or config.label_network("cls"), f"python -m prepare_labels.train_cls{config.flags()}"
-    )
+    command = f"python -m prepare_labels.train_cls{config.flags()}"
+    weights = runs.weights_or(config, config.label_network("cls"), command)
     checkpoint.load_into(segmentation.encoder, weights, unused=("fc8.",))
-    return Path(weights)
+    return weights
 
 
 def train_ssdd(
@@ -85,8 +85,8 @@ def train_ssdd(
                     write_pictures(folder / "imgs", epoch, batch, result)
         train_with_frozen_batchnorm(step)
         if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
-            checkpoint.save_weights(checkpoint.numbered(folder, "ssdd", epoch), step.ddnet)
-            checkpoint.save_weights(checkpoint.numbered(folder, "seg", epoch), step.segmentation)
+            checkpoint.save_weights(runs.numbered(folder, "ssdd", epoch), step.ddnet)
+            checkpoint.save_weights(runs.numbered(folder, "seg", epoch), step.segmentation)
 
     train(
         config,

@@ -5,16 +5,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
+from datasets.errors import InputError
 from datasets.labels import save_differences, store_path
 from datasets.pictures import write_difference
 from datasets.training_sets import read_seed
-from datasets.voc import image_size, read_ids, write_mask
+from datasets.voc import CLASSES, image_size, read_ids, write_mask
 from models.steps import Integration, StaticStep, integrated
 from modes.networks import build, network_input, seed_samples
-from tools import checkpoint, distributed
+from tools import checkpoint, distributed, runs
 from tools.config import Config
+from tools.progress import progress
 from tools.training import epoch_seed, load_batches
 
 
@@ -22,33 +23,48 @@ def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
     ids = read_ids(config.voc_root, config.train_split)
-    trained, folder = config.run_folder(0), config.precompute_folder()
-    command = f"python main_ssdd.py --mode=0{config.flags()}"
-    dd_weights = checkpoint.finished(trained, "ssdd", command, config.static_checkpoint)
-    weights = Path(config.weights or checkpoint.finished(trained, "seg", command, config.static_checkpoint))
+    folder = config.precompute_folder()
+    weights, dd_weights = static_weights(config)
     samples = seed_samples(config, ids, None, jitter_and_flip=config.precompute_augmented)
     segmentation, ddnet = build(config, dynamic=False)
     checkpoint.load_into(segmentation, weights)
     checkpoint.load_into(ddnet, dd_weights)
-    fields = ("crop", "head_dilation", "backbone_dilation", "precompute_augmented", "seed")
-    fields += ("seed_bias", "seed_bg", "bias_favours", "flag_rule")
-    checkpoint.claim_folder(folder, config, fields, weights, dd_weights)
+    made_from = [weights, dd_weights, samples.knowledge, samples.advice, *runs.training_data(config)]
+    runs.claim_folder(folder, config, "mode 1", made_from)
     step = StaticStep(segmentation, ddnet, config.integration()).to(device, memory_format=layout).eval()
 
-    todo = [place for place, image_id in enumerate(ids) if not store_path(folder, image_id).exists()]
-    mine = [(place, epoch_seed(config.seed, place)) for place in distributed.shard(todo)]
+    mine = [
+        (place, epoch_seed(config.seed, place))
+        for place in distributed.shard(range(len(ids)))
+        if not store_path(folder, ids[place]).exists()
+    ]
     batches = load_batches(config, samples, config.eval_batch, mine, device)
-    with tqdm(total=len(mine), desc="mode 1", unit="image", disable=None, leave=False) as bar, torch.inference_mode():
+    with progress("mode 1", len(mine), len(ids)) as bar, torch.inference_mode():
         for batch in iter(lambda: next(batches), None):
             with distributed.autocast(device, config.precision):
-                result = step(network_input(batch, layout), batch["present"], batch["knowledge"], batch["advice"])
-            (module,) = result.modules
+                _, module = step.predict(
+                    network_input(batch, layout), batch["present"], batch["knowledge"], batch["advice"]
+                )
             for image_id, d_k, d_a in zip(batch["id"], module.d_k.cpu(), module.d_a.cpu(), strict=True):
                 store(config, folder, image_id, d_k, d_a)
             bar.update(len(batch["id"]))
     distributed.barrier()
     if distributed.rank() == 0:
         print(f"mode 1: {folder} is complete; next: python main_ssdd.py --mode=2{config.flags()}")
+
+
+def static_weights(config: Config) -> tuple[Path, Path]:
+    """Checkpoints of the segmentation network and of the DD-Net: what mode 0 left, or --weights=…/seg_X.pth and the
+    ssdd_X.pth beside it."""
+    if config.weights:
+        weights = Path(config.weights)
+        pair = weights, weights.with_name(weights.name.replace("seg_", "ssdd_", 1))
+        if pair[0] == pair[1] or not all(path.is_file() for path in pair):
+            raise InputError(f"--weights={weights}: mode 1 needs seg_X.pth and, beside it, ssdd_X.pth")
+        return pair
+    command = f"python main_ssdd.py --mode=0{config.flags()}"
+    trained = config.run_folder(0)
+    return tuple(runs.finished(trained, name, command, config, config.static_checkpoint) for name in ("seg", "ssdd"))
 
 
 def store(config: Config, folder: Path, image_id: str, d_k: torch.Tensor, d_a: torch.Tensor) -> None:
@@ -68,7 +84,7 @@ def refine_seed(
 ) -> np.ndarray:
     """The static SSDD seed of an image at its own size, H×W uint8: PSA and PSA+CRF integrated by upsampled maps."""
     size = image_size(config.voc_root, image_id)
-    masks, present = [], torch.zeros(1, 21)
+    masks, present = [], torch.zeros(1, len(CLASSES))
     for kind in ("out_aff", "out_aff_crf"):
         seed = read_seed(config.labels_folder(kind), image_id, size)
         classes = torch.from_numpy(seed.classes)

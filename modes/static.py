@@ -13,7 +13,7 @@ from modes.networks import (
     start_from_classifier,
     train_ssdd,
 )
-from tools import checkpoint, distributed
+from tools import distributed, runs
 from tools.config import Config
 from tools.training import wrapped
 
@@ -28,8 +28,9 @@ def run(config: Config) -> None:
     torch.manual_seed(config.seed)
     segmentation, ddnet = build(config, dynamic=False)
     weights = start_from_classifier(config, segmentation)
-    checkpoint.claim_folder(folder, config, (), weights)
-    last = checkpoint.numbered(folder, "seg", config.epochs)
+    made_from = [weights, samples.knowledge, samples.advice, *runs.training_data(config)]
+    runs.claim_folder(folder, config, "mode 0", made_from)
+    last = runs.numbered(folder, "seg", config.epochs)
     if last.exists():
         print(f"mode 0: {last} is complete")
         return

@@ -25,32 +25,30 @@ from models.affinity import (
     unpool_from_cells,
 )
 from models.crf import CrfKernel, CrfWorkers, dense_crf
-from prepare_labels.progress import over_images
-from tools import checkpoint, distributed
-from tools.config import CRF_FIELDS, Config, parse
-
-FIELDS = ("backbone_dilation", "alpha_walk", "walk_power", "walk_log_steps", "crf_labels", *CRF_FIELDS)
+from tools import checkpoint, distributed, runs
+from tools.config import Config, parse
+from tools.progress import progress
 
 
 def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
     ids = read_ids(config.voc_root, config.train_split)
-    weights = checkpoint.need(
-        config.weights or config.label_network("aff"), f"python -m prepare_labels.train_aff{config.flags()}"
-    )
-    cams = checkpoint.need(
-        config.labels_folder("out_cam"), f"python -m prepare_labels.make_cam_labels{config.flags()}"
-    )
+    command = f"python -m prepare_labels.train_aff{config.flags()}"
+    weights = runs.weights_or(config, config.label_network("aff"), command)
+    cams = config.labels_folder("out_cam")
+    command = f"python -m prepare_labels.make_cam_labels{config.flags()}"
+    runs.need_maps(cams, [store_path(cams, image_id) for image_id in ids], command)
     walked, refined = (config.labels_folder(kind) for kind in ("out_aff", "out_aff_crf"))
     network = AffinityNet(config.width, config.dropout, config.backbone_dilation)
     checkpoint.load_into(network, weights)
     for folder in (walked, refined):
-        checkpoint.claim_folder(folder, config, FIELDS, weights)
+        runs.claim_folder(folder, config, "make_aff_labels", [weights, cams, *runs.training_data(config)])
     network.to(device, memory_format=layout).eval()
-    todo = [i for i in ids if not (store_path(walked, i).exists() and store_path(refined, i).exists())]
-    with CrfWorkers(config.workers) as workers:
-        for image_id in over_images("PSA", distributed.shard(todo), len(ids)):
+    mine = distributed.shard(ids)
+    todo = [i for i in mine if not (store_path(walked, i).exists() and store_path(refined, i).exists())]
+    with CrfWorkers(config.workers) as workers, progress("PSA", len(todo), len(ids)) as bar:
+        for image_id in todo:
             image = read_image(config.voc_root, image_id)
             cam = read_seed(cams, image_id, image.shape[:2])
             with torch.inference_mode():
@@ -71,6 +69,7 @@ def run(config: Config) -> None:
                 config.crf_labels,
                 config.crf_kernel(),
             )
+            bar.update()
     distributed.barrier()
     if distributed.rank() == 0:
         print(f"PSA: {walked} and {refined} are complete; next: python main_ssdd.py --mode=0{config.flags()}")
@@ -96,6 +95,7 @@ def store_psa(
 @program
 def main(argv: list[str] | None = None) -> None:
     run(parse(argv, __doc__))
+    distributed.stop()
 
 
 if __name__ == "__main__":

@@ -17,28 +17,28 @@ from datasets.voc import CLASSES, read_ids, read_image, read_present
 from models.affinity import seed_maps
 from models.classifier import Classifier, multiscale_cam
 from models.crf import CrfKernel, CrfWorkers, dense_crf
-from prepare_labels.progress import over_images
-from tools import checkpoint, distributed
-from tools.config import CRF_FIELDS, Config, parse
+from tools import checkpoint, distributed, runs
+from tools.config import Config, parse
+from tools.progress import progress
 
 KINDS = ("out_cam", "out_la_crf", "out_ha_crf")
-FIELDS = ("backbone_dilation", "cam_scales", "alpha_low", "alpha_high", "crf_labels", *CRF_FIELDS)
 
 
 def run(config: Config) -> None:
     device = distributed.start(config.device)
     ids = read_ids(config.voc_root, config.train_split)
-    default = config.label_network("cls")
-    weights = checkpoint.need(config.weights or default, f"python -m prepare_labels.train_cls{config.flags()}")
+    command = f"python -m prepare_labels.train_cls{config.flags()}"
+    weights = runs.weights_or(config, config.label_network("cls"), command)
     folders = [config.labels_folder(kind) for kind in KINDS]
     classifier = Classifier(len(CLASSES) - 1, config.width, config.dropout, config.backbone_dilation)
     checkpoint.load_into(classifier, weights)
     for folder in folders:
-        checkpoint.claim_folder(folder, config, FIELDS, weights)
+        runs.claim_folder(folder, config, "make_cam_labels", [weights, *runs.training_data(config)])
     classifier.to(device, memory_format=distributed.memory_format(device, config.width)).eval()
-    todo = [image_id for image_id in ids if not all(store_path(folder, image_id).exists() for folder in folders)]
-    with CrfWorkers(config.workers) as workers:
-        for image_id in over_images("CAM", distributed.shard(todo), len(ids)):
+    mine = distributed.shard(ids)
+    todo = [image_id for image_id in mine if not all(store_path(folder, image_id).exists() for folder in folders)]
+    with CrfWorkers(config.workers) as workers, progress("CAM", len(todo), len(ids)) as bar:
+        for image_id in todo:
             image = read_image(config.voc_root, image_id)
             classes = np.flatnonzero(read_present(config.voc_root, image_id))[1:]
             with distributed.autocast(device, config.precision):
@@ -50,6 +50,7 @@ def run(config: Config) -> None:
             workers.queue(
                 store_cam, folders, image_id, image, classes, cam.cpu().numpy(), alphas, config.crf_labels, kernel
             )
+            bar.update()
     distributed.barrier()
     if distributed.rank() == 0:
         names = ", ".join(str(folder) for folder in folders)
@@ -77,6 +78,7 @@ def store_cam(
 @program
 def main(argv: list[str] | None = None) -> None:
     run(parse(argv, __doc__))
+    distributed.stop()
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@
 import torch
 
 from datasets.errors import program
+from datasets.labels import store_path
 from datasets.training_sets import AffinityLabelSamples
 from datasets.voc import read_ids
 from models.affinity import AffinityNet, affinity_loss, pair_affinities
 from models.resnet38 import train_with_frozen_batchnorm
 from prepare_labels.train_cls import freeze_first_blocks, groups
-from tools import checkpoint, distributed
+from tools import checkpoint, distributed, runs
 from tools.config import Config, parse
 from tools.training import poly_rate, sgd, train, wrapped
 
@@ -23,17 +24,17 @@ def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
     ids = read_ids(config.voc_root, config.train_split)
-    weights = checkpoint.need(
-        config.weights or config.label_network("cls"), f"python -m prepare_labels.train_cls{config.flags()}"
-    )
+    command = f"python -m prepare_labels.train_cls{config.flags()}"
+    weights = runs.weights_or(config, config.label_network("cls"), command)
     low, high = (config.labels_folder(kind) for kind in ("out_la_crf", "out_ha_crf"))
+    command = f"python -m prepare_labels.make_cam_labels{config.flags()}"
     for folder in (low, high):
-        checkpoint.need(folder, f"python -m prepare_labels.make_cam_labels{config.flags()}")
+        runs.need_maps(folder, [store_path(folder, image_id) for image_id in ids], command)
     path = config.label_network("aff")
     torch.manual_seed(config.seed)
     network = AffinityNet(config.width, config.dropout, config.backbone_dilation)
     checkpoint.load_into(network, weights, new=NEW, unused=("fc8.",))
-    checkpoint.claim_folder(path.parent, config, (), weights)
+    runs.claim_folder(path.parent, config, "train_aff", [weights, low, high, *runs.training_data(config)])
     if path.exists():
         print(f"affinity: {path} is complete")
         return
@@ -72,6 +73,7 @@ def run(config: Config) -> None:
 @program
 def main(argv: list[str] | None = None) -> None:
     run(parse(argv, __doc__))
+    distributed.stop()
 
 
 if __name__ == "__main__":

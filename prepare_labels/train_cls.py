@@ -6,6 +6,8 @@ With --weights (ImageNet, tools.convert_weights) BatchNorm and the first blocks 
 everything learns from scratch, BatchNorm included.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
@@ -14,7 +16,7 @@ from datasets.training_sets import ImageLabelSamples
 from datasets.voc import CLASSES, read_ids
 from models.classifier import Classifier
 from models.resnet38 import train_with_frozen_batchnorm
-from tools import checkpoint, distributed
+from tools import checkpoint, distributed, runs
 from tools.config import Config, parse
 from tools.training import poly_rate, sgd, train, wrapped
 
@@ -29,7 +31,8 @@ def run(config: Config) -> None:
     classifier = Classifier(len(CLASSES) - 1, config.width, config.dropout, config.backbone_dilation)
     if config.weights:
         checkpoint.load_into(classifier, config.weights, new=("fc8.",))
-    checkpoint.claim_folder(path.parent, config, (), *([config.weights] if config.weights else []))
+    made_from = [Path(config.weights)] if config.weights else []
+    runs.claim_folder(path.parent, config, "train_cls", [*made_from, *runs.training_data(config)])
     if path.exists():
         print(f"classifier: {path} is complete")
         return
@@ -92,6 +95,7 @@ def groups(network: torch.nn.Module, new: tuple[str, ...]) -> list[tuple[list[to
 @program
 def main(argv: list[str] | None = None) -> None:
     run(parse(argv, __doc__))
+    distributed.stop()
 
 
 if __name__ == "__main__":

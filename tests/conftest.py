@@ -92,7 +92,7 @@ def finished_run(tiny_voc, tmp_path_factory):
 
 @pytest.fixture
 def own_run(finished_run, own_voc, tmp_path):
-    """A Config with its own copy of the set and of what the whole method made from it, without pictures and states."""
-    unneeded = shutil.ignore_patterns("*.png", "*.jpg", "tensorboard", "state.pth")
+    """A Config with its own copy of the set and of what the whole method made from it, without training states."""
+    unneeded = shutil.ignore_patterns("tensorboard", "state.pth")
     shutil.copytree(finished_run, tmp_path / "out", ignore=unneeded)
     return tiny(own_voc, tmp_path / "out")

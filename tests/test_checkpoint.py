@@ -205,7 +205,7 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     save(path, {"a": torch.ones(1)})
 
     def full(content, temporary):
-        temporary.write_bytes(b"half")
+        temporary.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

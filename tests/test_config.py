@@ -13,8 +13,8 @@ import main_ssdd
 from datasets.errors import InputError
 from prepare_labels import train_cls
 from tests.conftest import as_flags
-from tools.checkpoint import claim_folder, finished, numbered
 from tools.config import Config, add_flags, check, config_from, demo, parse, preset, voc, with_recipe
+from tools.runs import STAGE_FIELDS, claim_folder, finished, numbered
 
 # A value of each field that differs from voc()'s and can work alone.
 OTHER = {
@@ -27,6 +27,7 @@ OTHER = {
     "cam_scales": (0.5,),
     "epochs": 3,
     "momentum": 0.9,
+    "alpha": 0.25,
     "dropout": 0.25,
 }
 FIELDS = {entry.name: entry for entry in dataclasses.fields(Config)}
@@ -203,15 +204,14 @@ def test_stage_takes_its_own_epochs_unless_told():
     [
         [],
         ["--preset=demo"],
-        ["--preset=demo", "--recipe=released", "--width=0.25", "--out=x/y", "--modelid=m", "--voc-root=z"],
-        ["--out=/tmp/x", "--width=0.5"],
+        ["--preset=demo", "--recipe=released", "--width=0.25", "--out=x y/z", "--modelid=m", "--voc-root=z"],
+        ["--crop=224", "--head-dilation=6", "--seed=3", "--no-move-maps", "--eval-scales", "1.0"],
+        ["--recipe=released", "--move-maps"],
     ],
 )
-def test_commands_that_are_proposed_find_the_same_files(flags):
+def test_proposed_commands_carry_every_setting(flags):
     config = parse(flags, "")
-    again = parse(shlex.split(config.flags()), "")
-    for name in ("preset", "recipe", "voc_root", "out", "modelid", "width"):
-        assert getattr(again, name) == getattr(config, name)
+    assert parse(shlex.split(config.flags()), "") == config
 
 
 def test_as_flags_is_the_inverse_of_parsing(tiny_config):
@@ -228,41 +228,51 @@ def test_favouring_knowledge_turns_the_bias_around():
     assert config.seed_integration() == (-0.1, 0.05, True)
 
 
-def claimed(config, folder, **options):
-    claim_folder(folder, config, **options)
-    return json.loads((folder / "config.json").read_text())
-
-
 def test_claimed_folder_holds_every_field_and_takes_the_same_config_again(tmp_path):
     config = parse(["--preset=demo", "--lr=0.25"], "")
-    stored = claimed(config, tmp_path / "run")
+    claim_folder(tmp_path / "run", config, "mode 0", [])
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    stored = json.loads(before)
     assert set(FIELDS) < set(stored)
     assert stored["lr"] == 0.25 and stored["static_side"] == [128, 144]
-    before = (tmp_path / "run" / "config.json").read_bytes()
     same = replace(config, workers=0, device="cpu", precision="float32", pictures=1, eval_batch=1, crf_workers=True)
-    claim_folder(tmp_path / "run", replace(same, weights="elsewhere.pth", voc_root="moved", split="test"))
+    claim_folder(tmp_path / "run", replace(same, weights="x.pth", voc_root="moved", split="test"), "mode 0", [])
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
 def test_other_width_is_refused_with_both_named(tmp_path):
-    claim_folder(tmp_path / "run", demo())
-    with pytest.raises(InputError, match=r"run was made with width=0\.125, now width=0\.25.*--fresh"):
-        claim_folder(tmp_path / "run", replace(demo(), width=0.25))
+    claim_folder(tmp_path / "run", demo(), "mode 0", [])
+    with pytest.raises(InputError, match=r"width 0\.125, now 0\.25.*--fresh"):
+        claim_folder(tmp_path / "run", replace(demo(), width=0.25), "mode 0", [])
 
 
-@pytest.mark.parametrize("name", ["seed", "lr", "epochs", "static_side", "move_maps", "recipe", "train_split"])
-def test_field_that_changes_the_result_is_refused_unless_the_stage_does_not_use_it(name, tmp_path):
-    changed = replace(demo(), **{name: OTHER.get(name, other(name))})
-    claim_folder(tmp_path / "run", demo())
-    with pytest.raises(InputError, match=f"now {name}="):
-        claim_folder(tmp_path / "run", changed)
-    claim_folder(tmp_path / "run", changed, fields=("width", "preset"))
+@pytest.mark.parametrize(
+    ("stage", "uses", "does_not_use"),
+    [
+        ("train_cls", ["seed", "epochs", "cls_lr"], ["recipe", "lr", "eval_size", "static_checkpoint"]),
+        ("make_cam_labels", ["cam_scales", "crf_sxy", "width"], ["lr", "seed", "eval_scales"]),
+        ("train_aff", ["aff_lr", "seed"], ["cls_lr", "lr"]),
+        ("make_aff_labels", ["walk_power", "alpha_walk"], ["alpha_low", "seed"]),
+        ("mode 0", ["lr", "static_side", "bn"], ["dynamic_side", "crf_eval", "seed_target", "static_checkpoint"]),
+        ("mode 1", ["crop", "seed_bias", "precompute_augmented"], ["lr", "eval_size"]),
+        ("mode 2", ["move_maps", "seed_target", "bias", "alpha"], ["static_side", "crf_eval", "cls_lr"]),
+        ("mode 3", ["eval_scales", "crf_eval", "head_dilation"], ["lr", "epochs", "static_checkpoint"]),
+    ],
+)
+def test_a_stage_is_claimed_for_what_it_depends_on(stage, uses, does_not_use, tmp_path):
+    assert set(STAGE_FIELDS[stage]) <= set(FIELDS)
+    claim_folder(tmp_path / "run", demo(), stage, [])
+    for name in uses:
+        with pytest.raises(InputError, match=f"{name} .*, now "):
+            claim_folder(tmp_path / "run", replace(demo(), **{name: OTHER.get(name, other(name))}), stage, [])
+    for name in does_not_use:
+        claim_folder(tmp_path / "run", replace(demo(), **{name: OTHER.get(name, other(name))}), stage, [])
 
 
 def test_fresh_moves_the_old_folder_aside_each_time(tmp_path):
     folder = tmp_path / "run"
     for width in (0.5, 0.25, 0.125):
-        claim_folder(folder, replace(demo(), width=width, fresh=True))
+        claim_folder(folder, replace(demo(), width=width, fresh=True), "mode 0", [])
         assert json.loads((folder / "config.json").read_text())["width"] == width
         (folder / "result").write_text(str(width))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old1", "run.old2"]
@@ -270,16 +280,25 @@ def test_fresh_moves_the_old_folder_aside_each_time(tmp_path):
     assert (tmp_path / "run.old2" / "result").read_text() == "0.25"
 
 
-def test_folder_made_with_other_weights_is_refused(tmp_path):
-    one, two = tmp_path / "one.pth", tmp_path / "two.pth"
-    one.write_bytes(b"1")
-    two.write_bytes(b"2")
-    claim_folder(tmp_path / "run", demo(), ("width",), one)
-    claim_folder(tmp_path / "run", demo(), ("width",), one)
-    with pytest.raises(InputError, match="made_with"):
-        claim_folder(tmp_path / "run", demo(), ("width",), two)
-    two.write_bytes(b"1")
-    claim_folder(tmp_path / "run", demo(), ("width",), two)
+def test_folder_made_from_other_weights_is_refused(tmp_path):
+    weights = tmp_path / "one.pth"
+    weights.write_bytes(b"1")
+    claim_folder(tmp_path / "run", demo(), "mode 3", [weights])
+    claim_folder(tmp_path / "run", demo(), "mode 3", [weights])
+    weights.write_bytes(b"2")
+    with pytest.raises(InputError, match=r"made_from.*one\.pth"):
+        claim_folder(tmp_path / "run", demo(), "mode 3", [weights])
+
+
+def test_a_change_of_an_early_stage_reaches_the_last(tmp_path):
+    early, late = tmp_path / "early", tmp_path / "late"
+    claim_folder(early, demo(), "make_aff_labels", [])
+    claim_folder(late, demo(), "mode 0", [early])
+    claim_folder(early, replace(demo(), workers=7, fresh=True), "make_aff_labels", [])
+    claim_folder(late, demo(), "mode 0", [early])
+    claim_folder(early, replace(demo(), walk_power=4.0, fresh=True), "make_aff_labels", [])
+    with pytest.raises(InputError, match="made_from"):
+        claim_folder(late, demo(), "mode 0", [early])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "\udcff"])
@@ -287,24 +306,26 @@ def test_damaged_config_is_named(text, tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=r"config\.json"):
-        claim_folder(tmp_path, demo())
+        claim_folder(tmp_path, demo(), "mode 0", [])
     with pytest.raises(InputError, match=r"config\.json"):
-        finished(tmp_path, "seg", "make it")
+        finished(tmp_path, "seg", "make it", demo())
 
 
 def test_finished_finds_the_last_checkpoint_or_names_the_command(tmp_path):
     with pytest.raises(InputError, match=r"config\.json is missing: make it with `do this`"):
-        finished(tmp_path, "seg", "do this")
-    claim_folder(tmp_path, replace(demo(), epochs=12))
+        finished(tmp_path, "seg", "do this", demo())
+    claim_folder(tmp_path, replace(demo(), epochs=12), "mode 0", [])
     for epoch in (3, 10):
         path = numbered(tmp_path, "seg", epoch)
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    assert finished(tmp_path, "seg", "do this", epoch=3).name == "seg_0003.pth"
+    assert finished(tmp_path, "seg", "do this", demo(), epoch=3).name == "seg_0003.pth"
     with pytest.raises(InputError, match=r"models/seg_0012\.pth is missing: make it with `do this`"):
-        finished(tmp_path, "seg", "do this")
+        finished(tmp_path, "seg", "do this", demo())
     numbered(tmp_path, "seg", 12).touch()
-    assert finished(tmp_path, "seg", "do this").name == "seg_0012.pth"
+    assert finished(tmp_path, "seg", "do this", demo()).name == "seg_0012.pth"
+    with pytest.raises(InputError, match="head_dilation=3"):
+        finished(tmp_path, "seg", "do this", replace(demo(), head_dilation=1))
 
 
 def test_other_arguments_of_a_program_are_left_alone():

@@ -7,6 +7,7 @@ One line an array; exit status 1 if one is outside its tolerance or a key of a f
 
 import argparse
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -44,10 +45,14 @@ from models.ssdd import integrate, missing_class_flags
 from models.steps import DynamicStep, Integration, StaticStep
 
 VALUES, CRF, GRADIENTS, MASK = "values", "crf", "gradients", "mask"
-TOLERANCE = {VALUES: 1e-4, CRF: 1e-3, GRADIENTS: 1e-3, MASK: 0.998}
+# bfloat16 keeps 8 bits of a number; what it costs is measured here, not promised.
+TOLERANCE = {
+    torch.float32: {VALUES: 1e-4, CRF: 1e-3, GRADIENTS: 1e-3, MASK: 0.998},
+    torch.bfloat16: {VALUES: 5e-2, CRF: 5e-2, GRADIENTS: 1e-1, MASK: 0.95},
+}
 INPUTS = {
     "ssdd": {"x", "present", "mask_k", "mask_a", "mask_seed", "img", "seg2_gain", "seg2_bias"}
-    | {"fn_d0", "fn_d1", "fn_flags_input", "crf_p", "ev_x"},
+    | {"fn_d0", "fn_d1", "crf_p", "ev_x"},
     "labels": {"img", "label", "walk_cam"},
 }
 EVALUATION_SCALES = (0.5, 0.75, 1, 1.25, 1.5)
@@ -254,9 +259,8 @@ def labels_rows(run: Run) -> Iterator[Row]:
     yield Row("aff_crf", dense_crf(image, numpy(full), 10), CRF)
 
 
-def compare(row: Row, golden: np.ndarray) -> tuple[str, bool]:
+def compare(row: Row, golden: np.ndarray, tolerance: float) -> tuple[str, bool]:
     """A line of figures for one array, and whether it is within tolerance."""
-    tolerance = TOLERANCE[row.kind]
     if row.value.shape != golden.shape:
         return f"shape {row.value.shape}, golden {golden.shape}", False
     if row.kind == MASK:
@@ -278,18 +282,21 @@ def check_file(path: Path, device: torch.device, dtype: torch.dtype) -> bool:
     try:
         with np.load(path, allow_pickle=False) as archive:
             golden = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as a golden .npz file ({error})") from error
     print(f"{path}  ({device.type}, {str(dtype).removeprefix('torch.')})")
     unchecked = set(golden) - INPUTS[kind]
     good = True
     rows = ssdd_rows if kind == "ssdd" else labels_rows
-    for row in rows(Run(golden, device, dtype)):
-        if row.key in golden:
-            line, ok = compare(row, golden[row.key])
-            print(f"  {row.key:20s} {line}  {'ok' if ok else 'FAIL'}", flush=True)
-            good &= ok
-            unchecked.discard(row.key)
+    try:
+        for row in rows(Run(golden, device, dtype)):
+            if row.key in golden:
+                line, ok = compare(row, golden[row.key], TOLERANCE[dtype][row.kind])
+                print(f"  {row.key:20s} {line}  {'ok' if ok else 'FAIL'}", flush=True)
+                good &= ok
+                unchecked.discard(row.key)
+    except KeyError as error:
+        raise InputError(f"{path}: the input {error} is missing, so its arrays cannot be recomputed") from None
     for key in sorted(unchecked):
         print(f"  {key:20s} not checked  FAIL")
     return good and not unchecked
@@ -307,6 +314,8 @@ def main(argv: list[str] | None = None) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {arguments.device}: not usable here ({str(error).splitlines()[0]})") from error
+    # TensorFloat-32 keeps 10 bits of the mantissa, too few for 1e-4.
+    torch.backends.cudnn.allow_tf32 = False
     results = [check_file(path, device, getattr(torch, arguments.dtype)) for path in arguments.files]
     if not all(results):
         sys.exit(1)

@@ -1,10 +1,7 @@
 """Weights and training states on disk. Everything is loaded with weights_only, so no file can run code."""
 
-import hashlib
-import json
 import pickle
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,8 +9,6 @@ from torch import Tensor, nn
 
 from datasets.errors import InputError
 from datasets.files import atomic_write
-from tools import distributed
-from tools.config import Config
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
@@ -71,97 +66,13 @@ def load_into(network: nn.Module, path: str | Path, new: tuple[str, ...] = (), u
 
 
 def save(path: str | Path, content) -> None:
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # how torch reports a full disk
+            raise InputError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
 def save_weights(path: str | Path, network: nn.Module) -> None:
     """The network's state dict on the CPU; its keys are the released checkpoints' keys."""
     save(path, {key: value.detach().cpu().clone() for key, value in network.state_dict().items()})
-
-
-def need(path: str | Path, command: str) -> Path:
-    """`path` if it exists.
-
-    Raises:
-        InputError: it does not; the message gives the command that makes it.
-    """
-    if not Path(path).exists():
-        raise InputError(f"{path} is missing: make it with `{command}`")
-    return Path(path)
-
-
-# Fields that say where and on what a program runs, not what comes out.
-_FREE = ("voc_root", "out", "modelid", "weights", "fresh", "device", "precision")
-_FREE += ("workers", "crf_workers", "split", "pictures", "eval_batch")
-
-
-def claim_folder(folder: Path, config: Config, fields: tuple[str, ...] = (), *weights: str | Path) -> None:
-    """Write the Config beside what a stage makes; refuse a folder that another Config or other weights have filled.
-
-    With `config.fresh` the old folder is moved aside first. The first process does this, the others wait.
-
-    Args:
-        fields: the fields that matter to the stage; empty: all that change a result.
-        weights: the files that the results are made with, known again by their digests.
-
-    Raises:
-        InputError: the folder's Config differs in one of them.
-    """
-    if distributed.rank() == 0:
-        _claim(folder, config, fields, weights)
-    distributed.barrier()
-
-
-def _claim(folder: Path, config: Config, fields: tuple[str, ...], weights: tuple[str | Path, ...]) -> None:
-    path = folder / "config.json"
-    if config.fresh and folder.exists():
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
-            number += 1
-        folder.rename(aside)
-    own = json.loads(json.dumps(asdict(config)))
-    own["made_with"] = " ".join(digest(path) for path in weights)
-    if path.exists():
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            matter = fields or [name for name in own if name not in _FREE]
-            changed = [name for name in (*matter, "made_with") if stored.get(name) != own[name]]
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} cannot be read as a Config ({error}); move {folder} aside") from None
-        if changed:
-            was, now = (" ".join(f"{name}={values.get(name)}" for name in changed) for values in (stored, own))
-            raise InputError(f"{folder} was made with {was}, now {now}: give --fresh, or another --out or --modelid")
-        return
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
-
-
-def digest(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def numbered(folder: Path, name: str, epoch: int) -> Path:
-    """The checkpoint of a run after `epoch` epochs; name: seg or ssdd."""
-    return folder / "models" / f"{name}_{epoch:04d}.pth"
-
-
-def finished(folder: Path, name: str, command: str, epoch: int = 0) -> Path:
-    """The checkpoint that a finished training run left in `folder`.
-
-    Args:
-        command: what makes it, for the message.
-        epoch: another checkpoint than the last.
-
-    Raises:
-        InputError: the run is not there or has not reached that epoch.
-    """
-    config = need(folder / "config.json", command)
-    try:
-        last = int(json.loads(config.read_text(encoding="utf-8"))["epochs"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{config} cannot be read as a Config ({error}); move {folder} aside") from None
-    if epoch and not numbered(folder, name, epoch).exists() and numbered(folder, name, last).exists():
-        raise InputError(f"{folder} has no checkpoint of epoch {epoch} but the last, {last}: try --static-checkpoint=0")
-    return need(numbered(folder, name, epoch or last), command)

@@ -11,14 +11,14 @@ import types
 import typing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
-from datasets.errors import InputError
+from datasets.errors import InputError, fail
 from models.crf import CrfKernel
 from models.steps import Integration
 
 PRESETS = ("voc", "demo")
 RECIPES = ("paper", "released")
-CRF_FIELDS = ("crf_sxy", "crf_srgb", "crf_bilateral_weight", "crf_gaussian_sxy", "crf_gaussian_weight")
 
 
 def _f(default, text: str, choices: tuple[str, ...] | None = None):
@@ -119,13 +119,22 @@ class Config:
         return self if self.epochs else replace(self, epochs=epochs)
 
     def flags(self) -> str:
-        """The flags that other programs need to find this run's files."""
-        given = [f"--preset={self.preset}"] if self.preset != "voc" else []
-        own = preset(self.preset)
-        for name in ("recipe", "voc_root", "out", "modelid", "width"):
-            if getattr(self, name) != getattr(own, name):
-                given.append(shlex.quote(f"--{name.replace('_', '-')}={getattr(self, name)}"))
-        return "".join(f" {flag}" for flag in given)
+        """The flags, with a leading space, that the next stage of the same run needs."""
+        own, flags = with_recipe(preset(self.preset), self.recipe), []
+        for name in ("preset", "recipe"):
+            if getattr(self, name) != getattr(Config, name):
+                flags.append(f"--{name}={getattr(self, name)}")
+        for entry in dataclasses.fields(self):
+            name, value = entry.name.replace("_", "-"), getattr(self, entry.name)
+            if value == getattr(own, entry.name) or entry.name in ("weights", "fresh", "epochs", "split"):
+                continue
+            if isinstance(value, bool):
+                flags.append(f"--{'' if value else 'no-'}{name}")
+            elif isinstance(value, tuple):
+                flags += [f"--{name}", *map(str, value)]
+            else:
+                flags.append(shlex.quote(f"--{name}={value}"))
+        return "".join(f" {flag}" for flag in flags)
 
     def crf_kernel(self) -> CrfKernel:
         return CrfKernel(
@@ -146,7 +155,7 @@ class Config:
 
     # Where things lie (method.md of the released program)
     def labels_folder(self, kind: str) -> Path:
-        """kind: out_cam, out_aff or out_aff_crf."""
+        """kind: out_cam, out_la_crf, out_ha_crf, out_aff, out_aff_crf; cls, aff for the label networks."""
         return Path(self.out) / "prepare_labels" / "results" / kind
 
     def label_network(self, name: str) -> Path:
@@ -178,7 +187,7 @@ def demo() -> Config:
         preset="demo",
         voc_root="demo/VOC2012",
         out="demo",
-        workers=2,
+        workers=1,
         crf_workers=False,
         width=0.125,
         backbone_dilation=1,
@@ -188,19 +197,23 @@ def demo() -> Config:
         dynamic_side=(128, 176),
         cls_side=(112, 176),
         eval_size=128,
-        bn=8,
-        static_epochs=6,
-        dynamic_epochs=8,
+        bn=4,
+        static_epochs=5,
+        dynamic_epochs=9,
         lr=5e-3,
         eval_batch=20,
-        cam_scales=(1.0, 0.75, 1.25),
+        eval_scales=(0.75, 1.0, 1.25),
+        cam_scales=(1.0, 1.25),
         walk_log_steps=5,
+        alpha_low=1.0,
+        alpha_high=8.0,
+        alpha_walk=3.0,
         dropout=0.0,
-        cls_epochs=18,
+        cls_epochs=20,
         cls_batch=8,
-        cls_lr=1e-3,
+        cls_lr=1.5e-3,
         cls_optimiser="adamw",
-        aff_epochs=4,
+        aff_epochs=3,
     )
 
 
@@ -219,6 +232,21 @@ def with_recipe(config: Config, recipe: str) -> Config:
         seed_bias=0.1,
         seed_bg=0.1,
     )
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a bad flag in one line, as every other bad input; the usage of all flags would hide it."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            usage="%(prog)s [flags]",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        fail(InputError(f"{message}; see --help"))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -271,9 +299,11 @@ def config_from(arguments: argparse.Namespace) -> Config:
 def check(config: Config) -> None:
     """Refuse values that cannot work, by the flag's name."""
     positive = "bn epochs static_epochs dynamic_epochs cls_epochs cls_batch aff_epochs aff_batch checkpoint_epochs "
-    positive += "eval_batch width lr cls_lr aff_lr head_dilation crop eval_size crf_train crf_labels crf_eval "
-    positive += "crf_sxy crf_srgb crf_gaussian_sxy eval_scales cam_scales"
-    not_negative = "workers pictures seed weight_decay label_weight_decay static_checkpoint walk_log_steps"
+    positive += "eval_batch width backbone_dilation head_dilation lr cls_lr aff_lr crop eval_size eval_scales "
+    positive += "cam_scales "
+    positive += "crf_train crf_labels crf_eval crf_sxy crf_srgb crf_gaussian_sxy "
+    positive += "alpha_low alpha_high alpha_walk walk_power label_power"
+    not_negative = "alpha workers pictures seed weight_decay label_weight_decay static_checkpoint walk_log_steps"
     for name, value in vars(config).items():
         values = value if isinstance(value, tuple) else (value,)
         if any(isinstance(v, float) and not math.isfinite(v) for v in values):
@@ -286,6 +316,8 @@ def check(config: Config) -> None:
         raise InputError(f"--seed={config.seed}: must be less than 2 to the 63")
     if not 0 <= config.dropout < 2:
         raise InputError(f"--dropout={config.dropout}: must lie in [0, 2), as the highest published rate is 0.5")
+    if config.walk_log_steps > 16 or config.alpha > 1 or max(config.eval_scales + config.cam_scales) > 8:
+        raise InputError("--walk_log_steps above 16, --alpha above 1 or scales above 8 make no sense")
     if not 0 <= config.momentum < 1:
         raise InputError(f"--momentum={config.momentum}: must lie in [0, 1)")
     for name in ("crop", "eval_size"):
@@ -310,6 +342,6 @@ def check(config: Config) -> None:
 
 def parse(argv: list[str] | None, description: str) -> Config:
     """The Config of a program that has no other arguments."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description)
     add_flags(parser)
     return config_from(parser.parse_args(argv))

@@ -21,8 +21,8 @@ def start(device: str) -> torch.device:
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if several and device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if device == "cuda" or (several and device.startswith("cuda")):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         chosen = torch.device(device)
         if chosen.type not in ("cpu", "cuda"):
@@ -71,8 +71,9 @@ def computes_in_bfloat16(device: torch.device, precision: str) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        # Without these units bfloat16 is emulated and slower than float32.
-        return bool(torch.cpu.get_capabilities().get("amx_bf16") or torch.cpu.get_capabilities().get("avx512_bf16"))
+        # Without these units bfloat16 is emulated and slower than float32; older torch cannot tell.
+        units = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(units.get("amx_bf16") or units.get("avx512_bf16"))
     return False
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from datasets.errors import InputError
 from tools import checkpoint, distributed
 from tools.config import Config
+from tools.progress import progress
 
 # Losses are looked at this often: seeing one means waiting for the device.
 STEPS_BETWEEN_LOOKS = 10
@@ -166,7 +166,7 @@ def train(
         started = time.perf_counter()
         totals: dict[str, float] = {}
         unseen: list[tuple[int, list[str], dict[str, Tensor]]] = []
-        bar = tqdm(total=steps, desc=f"{title} {epoch + 1}/{config.epochs}", unit="step", disable=None, leave=False)
+        bar = progress(f"{title} {epoch + 1}/{config.epochs}", steps, unit="step")
         for step, content in enumerate(iter(lambda it=batches: next(it), None)):
             learning_rate = rate(epoch + step / steps)
             for optimiser in optimisers:

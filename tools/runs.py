@@ -1,0 +1,181 @@
+"""Folders that stages fill: which Config and inputs they belong to, and what a later stage takes from them."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from datasets.errors import InputError
+from datasets.files import atomic_write
+from datasets.voc import list_path
+from tools import distributed
+from tools.config import Config
+
+_NETWORK = ("width", "backbone_dilation")
+_SEGMENTATION = (*_NETWORK, "head_dilation")
+_TRAINING = ("dropout", "seed", "crop", "epochs")
+_LABEL_TRAINING = (*_NETWORK, *_TRAINING, "label_weight_decay", "label_power")
+_SSDD_TRAINING = (*_SEGMENTATION, *_TRAINING, "bn", "lr", "weight_decay", "momentum")
+_CRF = ("crf_sxy", "crf_srgb", "crf_bilateral_weight", "crf_gaussian_sxy", "crf_gaussian_weight")
+_SEED = ("seed_bias", "seed_bg", "bias_favours", "flag_rule")
+
+# The settings that a stage's results depend on; the rest may differ from one start to the next.
+STAGE_FIELDS = {
+    "train_cls": (*_LABEL_TRAINING, "cls_side", "cls_batch", "cls_lr", "cls_optimiser"),
+    "make_cam_labels": (*_NETWORK, "cam_scales", "alpha_low", "alpha_high", "crf_labels", *_CRF),
+    "train_aff": (*_LABEL_TRAINING, "aff_batch", "aff_lr"),
+    "make_aff_labels": (*_NETWORK, "alpha_walk", "walk_power", "walk_log_steps", "crf_labels", *_CRF),
+    "mode 0": (*_SSDD_TRAINING, "static_side"),
+    "mode 1": (*_SEGMENTATION, "crop", "precompute_augmented", *_SEED),
+    "mode 2": (
+        *(*_SSDD_TRAINING, "dynamic_side", "alpha", "bias", "bg", *_SEED),
+        *("swap_maps", "move_maps", "seed_target", "crf_train", *_CRF),
+    ),
+    "mode 3": (*_SEGMENTATION, "eval_size", "eval_scales", "crf_eval", *_CRF),
+}
+
+
+def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
+    """Write the Config beside what a stage makes; refuse a folder that other settings or inputs have filled.
+
+    With `config.fresh` the old folder is moved aside first. The first process does this, the others wait.
+
+    Args:
+        stage: a key of STAGE_FIELDS.
+        made_from: weights and lists, known again by their content, and folders of earlier stages, known by what they
+            were made from in turn.
+
+    Raises:
+        InputError: the folder's Config differs.
+    """
+    if distributed.rank() == 0:
+        _claim(folder, config, stage, made_from)
+    distributed.barrier()
+
+
+def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
+    own = json.loads(json.dumps(asdict(config)))
+    own["made_from"] = {f"{path.parent.name}/{path.name}": digest(path) for path in made_from}
+    relevant = {name: own[name] for name in (*STAGE_FIELDS[stage], "made_from")}
+    own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
+    path = folder / "config.json"
+    if config.fresh and folder.exists():
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+            number += 1
+        folder.rename(aside)
+    if path.exists():
+        stored = read_config(path)
+        names = [name for name in relevant if _differs(stored, relevant, name)]
+        changed = [f"{name} {stored[name]}, now {relevant[name]}" for name in names]
+        if changed:
+            raise InputError(
+                f"{folder} was made with other settings or inputs ({'; '.join(changed)}): "
+                "give --fresh, which moves it aside, or another --out or --modelid"
+            )
+        return
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+
+
+def _differs(stored: dict, own: dict, name: str) -> bool:
+    """Fields that are newer than a stored Config do not count."""
+    return name in stored and stored[name] != own[name]
+
+
+def read_config(path: Path) -> dict:
+    """The Config that a stage left.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a Config ({error}); move {path.parent} aside") from None
+    if not isinstance(stored, dict):
+        raise InputError(f"{path} is no Config; move {path.parent} aside")
+    return stored
+
+
+def digest(path: Path) -> str:
+    """What a file holds, or what a stage's folder was made from; empty for a folder that no stage of ours filled."""
+    if path.is_dir():
+        config = path / "config.json"
+        return str(read_config(config).get("identity", "")) if config.exists() else ""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def training_data(config: Config) -> list[Path]:
+    """The files that say which images a stage works on."""
+    drawn = Path(config.voc_root) / "demo.json"
+    return [list_path(config.voc_root, config.train_split), *([drawn] if drawn.exists() else [])]
+
+
+def need(path: str | Path, command: str) -> Path:
+    """`path` if it exists.
+
+    Raises:
+        InputError: it does not; the message gives the command that makes it.
+    """
+    if not Path(path).exists():
+        raise InputError(f"{path} is missing: make it with `{command}`")
+    return Path(path)
+
+
+def weights_or(config: Config, default: Path, command: str) -> Path:
+    """The file that --weights names, else what an earlier stage left.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if config.weights and not Path(config.weights).is_file():
+        raise InputError(f"--weights={config.weights}: there is no such file")
+    return Path(config.weights) if config.weights else need(default, command)
+
+
+def need_maps(folder: Path, paths: list[Path], command: str) -> None:
+    """Check that a store is complete before a long run starts on it.
+
+    Raises:
+        InputError: maps are missing; the message gives the command that makes them.
+    """
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(paths)} maps are missing in {folder}, first {missing[0].name}: "
+            f"make them with `{command}`"
+        )
+
+
+def numbered(folder: Path, name: str, epoch: int) -> Path:
+    """The checkpoint of a run after `epoch` epochs; name: seg or ssdd."""
+    return folder / "models" / f"{name}_{epoch:04d}.pth"
+
+
+def finished(folder: Path, name: str, command: str, config: Config, epoch: int = 0) -> Path:
+    """The checkpoint that a finished training run left in `folder`.
+
+    Args:
+        command: what makes it, for the message.
+        config: of the stage that takes it; the networks must be the same.
+        epoch: another checkpoint than the last.
+
+    Raises:
+        InputError: the run is not there, has not reached that epoch, or trained another network.
+    """
+    path = need(folder / "config.json", command)
+    stored = read_config(path)
+    for field in _SEGMENTATION:
+        if _differs(stored, asdict(config), field):
+            raise InputError(f"{folder} trained with --{field}={stored[field]}: give the same here")
+    last = stored.get("epochs")
+    if not isinstance(last, int):
+        raise InputError(f"{path} is no Config of a training run; move {folder} aside")
+    if epoch and not numbered(folder, name, epoch).exists() and numbered(folder, name, last).exists():
+        raise InputError(f"{folder} has no checkpoint of epoch {epoch} but the last, {last}: try --static-checkpoint=0")
+    return need(numbered(folder, name, epoch or last), command)
