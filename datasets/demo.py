@@ -368,6 +368,10 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
         InputError: the folder holds other photographs (their lists would be lost), or cannot be written to.
     """
     root = Path(root)
+    if train < 1 or val < 0 or seed < 0:
+        raise InputError("the demo needs a --train of 1 or more, a --val and a --seed of 0 or more")
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file; name a folder")
     splits = {"train": range(1, train + 1), "val": range(VAL_OFFSET + 1, VAL_OFFSET + val + 1)}
     splits["train_aug"] = splits["train"]
     lists = {split: root / "ImageSets" / "Segmentation" / f"{split}.txt" for split in splits}
@@ -379,9 +383,10 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
     if any("demo_" not in path.name for path in root.glob("JPEGImages/*")):
         raise InputError(f"{root} holds photographs that are not the demo's; name an empty folder")
     marker.unlink(missing_ok=True)
-    for path in root.glob("*/*demo_*"):
-        if path not in wanted:
-            path.unlink()
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml"), ("SegmentationClass", "png")):
+        for path in root.glob(f"{folder}/*demo_[0-9][0-9][0-9][0-9][0-9][0-9].{suffix}"):
+            if path not in wanted:
+                path.unlink()
     job = partial(_make_one, root=root, seed=seed)
     if len(indices) < 32:
         for index in indices:

@@ -149,9 +149,30 @@ def test_other_arguments_or_version_make_it_anew(made: Path, tmp_path: Path, dra
 def test_real_photographs_are_not_touched(tmp_path: Path) -> None:
     (tmp_path / "JPEGImages").mkdir()
     (tmp_path / "JPEGImages" / "2007_000032.jpg").write_bytes(b"a photograph")
+    # Only the demo's own pictures, by their exact names, are ever removed.
     with pytest.raises(InputError, match="not the demo's"):
         demo.make_demo(tmp_path, 1, 0)
     assert list(contents(tmp_path)) == ["JPEGImages/2007_000032.jpg"]
+
+
+def test_other_files_with_demo_in_their_names_stay(tmp_path: Path) -> None:
+    for name in ("tools/demo_figure.py", "JPEGImages/demo_notes.txt", "Annotations/my_demo_1.xml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    stale = tmp_path / "Annotations" / "demo_000999.xml"
+    stale.write_text("old")
+    demo.make_demo(tmp_path, 1, 0)
+    assert not stale.exists()
+    assert (tmp_path / "tools" / "demo_figure.py").read_text() == "mine"
+    assert (tmp_path / "JPEGImages" / "demo_notes.txt").exists()
+    assert (tmp_path / "Annotations" / "my_demo_1.xml").exists()
+
+
+@pytest.mark.parametrize("arguments", [(0, 1), (1, -1), (1, 1, -1)])
+def test_sets_that_cannot_be_are_refused(arguments: tuple, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the demo needs"):
+        demo.make_demo(tmp_path / "set", *arguments)
+    assert not (tmp_path / "set").exists()
 
 
 def test_first_class_of_each_image_goes_round() -> None:

@@ -211,7 +211,7 @@ def demo() -> Config:
         dropout=0.0,
         cls_epochs=20,
         cls_batch=8,
-        cls_lr=1.5e-3,
+        cls_lr=1e-3,
         cls_optimiser="adamw",
         aff_epochs=3,
     )
