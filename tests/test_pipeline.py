@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import main_ssdd
 from datasets.labels import load_differences, load_maps, store_path
-from datasets.voc import read_ids, read_mask, read_present
+from datasets.voc import read_ids, read_mask, read_present, write_mask
 from modes.precompute import refine_seed
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from tests.conftest import as_flags, tiny
@@ -130,3 +131,24 @@ def test_recipe_released_stores_mirrored_maps(own_run):
     moved = [load_differences(store_path(own_run.precompute_folder(), i))[0] for i in ids]
     closer = [np.abs(m - p[:, ::-1]).mean() < np.abs(m - p).mean() for m, p in zip(moved, plain, strict=True)]
     assert 0 < sum(closer) < len(ids)
+
+
+def test_odd_pictures_go_through_the_whole_method(own_voc, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = lambda *size: rng.integers(0, 256, size, dtype=np.uint8)  # noqa: E731
+    odd = {
+        "train": [Image.fromarray(noise(1, 1, 3)), Image.fromarray(noise(40, 60)), Image.fromarray(noise(7, 200, 3))],
+        "val": [Image.fromarray(noise(1, 1, 3)), Image.fromarray(noise(50, 30, 4), "CMYK")],
+    }
+    odd["train"].append(Image.fromarray(noise(33, 65, 4), "RGBA"))
+    for split, pictures in odd.items():
+        for image_id, picture in zip(read_ids(own_voc, split), pictures, strict=False):
+            kind = "PNG" if picture.mode == "RGBA" else "JPEG"
+            picture.save(own_voc / "JPEGImages" / f"{image_id}.jpg", format=kind)
+            write_mask(own_voc / "SegmentationClass" / f"{image_id}.png", np.zeros(picture.size[::-1], np.uint8))
+    config = tiny(own_voc, tmp_path / "out")
+    whole_method(as_flags(config))
+    for image_id, picture in zip(read_ids(own_voc, "val"), odd["val"], strict=False):
+        assert read_mask(config.validation_folder() / "crf" / f"{image_id}.png").shape == picture.size[::-1]
+    for image_id, picture in zip(read_ids(own_voc, "train"), odd["train"], strict=False):
+        assert read_mask(config.precompute_folder() / f"{image_id}.png").shape == picture.size[::-1]
