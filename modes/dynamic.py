@@ -49,7 +49,7 @@ def run(config: Config) -> None:
     if last.exists():
         print(f"mode 2: {last} is complete")
         return
-    with CrfWorkers(config.workers if config.crf_workers else 0) as workers:
+    with CrfWorkers(distributed.workers(config.workers) if config.crf_workers else 0) as workers:
         crf = partial(masks_after_crf, iterations=config.crf_train, kernel=config.crf_kernel(), workers=workers)
         step = DynamicStep(segmentation, ddnet, config.integration(), config.alpha, config.seed_target, crf)
         step.to(device, memory_format=layout)

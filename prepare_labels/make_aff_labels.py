@@ -47,7 +47,7 @@ def run(config: Config) -> None:
     network.to(device, memory_format=layout).eval()
     mine = distributed.shard(ids)
     todo = [i for i in mine if not (store_path(walked, i).exists() and store_path(refined, i).exists())]
-    with CrfWorkers(config.workers) as workers, progress("PSA", len(todo), len(ids)) as bar:
+    with CrfWorkers(distributed.workers(config.workers)) as workers, progress("PSA", len(todo), len(ids)) as bar:
         for image_id in todo:
             image = read_image(config.voc_root, image_id)
             cam = read_seed(cams, image_id, image.shape[:2])

@@ -37,7 +37,7 @@ def run(config: Config) -> None:
     classifier.to(device, memory_format=distributed.memory_format(device, config.width)).eval()
     mine = distributed.shard(ids)
     todo = [image_id for image_id in mine if not all(store_path(folder, image_id).exists() for folder in folders)]
-    with CrfWorkers(config.workers) as workers, progress("CAM", len(todo), len(ids)) as bar:
+    with CrfWorkers(distributed.workers(config.workers)) as workers, progress("CAM", len(todo), len(ids)) as bar:
         for image_id in todo:
             image = read_image(config.voc_root, image_id)
             classes = np.flatnonzero(read_present(config.voc_root, image_id))[1:]

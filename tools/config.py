@@ -44,7 +44,7 @@ class Config:
         "auto", "of the networks; auto: bfloat16 where the device computes in it", ("auto", "float32", "bfloat16")
     )
     seed: int = _f(0, "of initial weights, data order, augmentation and dropout")
-    workers: int = _f(4, "processes a GPU (or CPU run) that load data, and as many that run CRFs; 0: none")
+    workers: int = _f(4, "processes a GPU that load data, and as many that run CRFs; no more than cores; 0: none")
     crf_workers: bool = _f(True, "run the training step's CRFs in worker processes (pays from 112×112 on)")
 
     # Networks

@@ -60,6 +60,11 @@ def shard(items: Sequence) -> Sequence:
     return items[rank() :: processes()]
 
 
+def workers(wanted: int) -> int:
+    """`wanted` worker processes, but no more than there are cores."""
+    return min(wanted, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which networks run: bfloat16 or float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16(device, precision))

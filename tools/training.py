@@ -103,7 +103,7 @@ def load_batches(
         SeededSamples(samples),
         batch,
         sampler=sampler,
-        num_workers=config.workers,
+        num_workers=distributed.workers(config.workers),
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         persistent_workers=config.workers > 0,
