@@ -30,7 +30,7 @@ def run(config: Config) -> None:
     differences = config.precompute_folder()
     ids = read_ids(config.voc_root, config.train_split)
     command = f"python main_ssdd.py --mode=1{config.flags()}"
-    runs.need_maps(differences, [store_path(differences, image_id) for image_id in ids], command)
+    runs.need_maps([store_path(differences, image_id) for image_id in ids], command)
     samples = seed_samples(
         config,
         ids,

@@ -39,7 +39,7 @@ def seed_samples(config: Config, ids: list[str], sides: tuple[int, int] | None, 
     folders = [config.labels_folder(kind) for kind in ("out_aff", "out_aff_crf")]
     command = f"python -m prepare_labels.make_aff_labels{config.flags()}"
     for folder in folders:
-        runs.need_maps(folder, [store_path(folder, image_id) for image_id in ids], command)
+        runs.need_maps([store_path(folder, image_id) for image_id in ids], command)
     return SeedSamples(config.voc_root, ids, *folders, config.crop, sides, **options)
 
 

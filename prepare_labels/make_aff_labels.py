@@ -38,7 +38,7 @@ def run(config: Config) -> None:
     weights = runs.weights_or(config, config.label_network("aff"), command)
     cams = config.labels_folder("out_cam")
     command = f"python -m prepare_labels.make_cam_labels{config.flags()}"
-    runs.need_maps(cams, [store_path(cams, image_id) for image_id in ids], command)
+    runs.need_maps([store_path(cams, image_id) for image_id in ids], command)
     walked, refined = (config.labels_folder(kind) for kind in ("out_aff", "out_aff_crf"))
     network = AffinityNet(config.width, config.dropout, config.backbone_dilation)
     checkpoint.load_into(network, weights)

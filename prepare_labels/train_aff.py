@@ -29,7 +29,7 @@ def run(config: Config) -> None:
     low, high = (config.labels_folder(kind) for kind in ("out_la_crf", "out_ha_crf"))
     command = f"python -m prepare_labels.make_cam_labels{config.flags()}"
     for folder in (low, high):
-        runs.need_maps(folder, [store_path(folder, image_id) for image_id in ids], command)
+        runs.need_maps([store_path(folder, image_id) for image_id in ids], command)
     path = config.label_network("aff")
     torch.manual_seed(config.seed)
     network = AffinityNet(config.width, config.dropout, config.backbone_dilation)

@@ -42,6 +42,7 @@ def run(config: Config) -> None:
     else:
         print("classifier: no --weights, learning from scratch with BatchNorm in training mode")
         classifier.train()
+        average_statistics_anew(classifier)
     classifier.to(device, memory_format=layout)
     parameters = groups(classifier, ("fc8.",))
     if config.cls_optimiser == "adamw":
@@ -57,6 +58,8 @@ def run(config: Config) -> None:
         return {"loss": F.multilabel_soft_margin_loss(logits.float(), batch["present"][:, 1:])}, {}
 
     def after_epoch(epoch: int) -> None:
+        if epoch == config.epochs - 1 and not config.weights:
+            average_statistics_anew(classifier)
         if epoch == config.epochs and distributed.rank() == 0:
             checkpoint.save_weights(path, classifier)
 
@@ -81,6 +84,18 @@ def freeze_first_blocks(network: torch.nn.Module) -> None:
     """Label networks with pretrained weights keep conv1a and b2* as they are (PSA)."""
     for block in (network.conv1a, network.b2, network.b2_1, network.b2_2):
         block.requires_grad_(False)
+
+
+def average_statistics_anew(network: torch.nn.Module) -> None:
+    """Let BatchNorm's running statistics be the plain mean over the steps from here on.
+
+    Done before the last epoch, so that the statistics that everything later is frozen with fit the final weights,
+    however few steps there were; a moving average would still hold its start values after a short training.
+    """
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
 
 
 def groups(network: torch.nn.Module, new: tuple[str, ...]) -> list[tuple[list[torch.nn.Parameter], float]]:

@@ -138,7 +138,7 @@ def weights_or(config: Config, default: Path, command: str) -> Path:
     return Path(config.weights) if config.weights else need(default, command)
 
 
-def need_maps(folder: Path, paths: list[Path], command: str) -> None:
+def need_maps(paths: list[Path], command: str) -> None:
     """Check that a store is complete before a long run starts on it.
 
     Raises:
@@ -147,7 +147,7 @@ def need_maps(folder: Path, paths: list[Path], command: str) -> None:
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(paths)} maps are missing in {folder}, first {missing[0].name}: "
+            f"{len(missing)} of {len(paths)} maps are missing, first {missing[0]}: "
             f"make them with `{command}`"
         )
 
