@@ -40,7 +40,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(own_run, tmp_path
     weights = {}
     for name, bn in (("one", 4), ("two", 2)):
         config = tiny(own_run.voc_root, own_run.out)
-        flags = [*as_flags(config), f"--modelid={name}", f"--bn={bn}", "--lr=0.01", "--epochs=2"]
+        flags = [*as_flags(config), f"--modelid={name}", f"--bn={bn}", "--lr=0.001", "--epochs=2"]
         if name == "one":
             import main_ssdd
 

@@ -17,7 +17,7 @@ from datasets.training_sets import ImageLabelSamples
 from datasets.voc import read_ids
 from modes import networks, static
 from tests.conftest import tiny
-from tools import checkpoint, distributed
+from tools import checkpoint, distributed, runs
 from tools.config import demo
 from tools.training import EpochOrder, SeededSamples, cosine_rate, load_batches, poly_rate, sgd, train
 
@@ -323,10 +323,10 @@ def test_real_run_interrupted_in_its_pictures_ends_bit_by_bit_the_same(finished_
     for epoch in (1, 2, 3):
         for kind in ("seg", "ssdd"):
             one, other = (
-                checkpoint.load_state(checkpoint.numbered(config.run_folder(0), kind, epoch)) for config in configs
+                checkpoint.load_state(runs.numbered(config.run_folder(0), kind, epoch)) for config in configs
             )
             assert all(torch.equal(one[key], other[key]) for key in one), (kind, epoch)
-    start, last = (checkpoint.load_state(checkpoint.numbered(configs[0].run_folder(0), "seg", n)) for n in (1, 3))
+    start, last = (checkpoint.load_state(runs.numbered(configs[0].run_folder(0), "seg", n)) for n in (1, 3))
     assert torch.equal(start["encoder.conv1a.weight"], last["encoder.conv1a.weight"])
     assert not torch.equal(start["seg_main.seg2.weight"], last["seg_main.seg2.weight"])
 
