@@ -3,7 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo
 SEED ?= 0
-FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED)
+# The small network gains more from a second process than from a second thread. On a GPU: DEVICE=cuda PROCESSES=1
+DEVICE ?= cpu
+PROCESSES ?= 2
+FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED) --device $(DEVICE)
+PARALLEL := OMP_NUM_THREADS=$(shell expr '(' $$(nproc) + $(PROCESSES) - 1 ')' / $(PROCESSES)) \
+  $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES)
 RESULTS := $(OUT)/prepare_labels/results
 
 .PHONY: demo test lint
@@ -16,10 +21,10 @@ RESULTS := $(OUT)/prepare_labels/results
 demo: .venv/installed
 	$(BIN)/python -m datasets.demo $(OUT)/VOC2012
 	$(BIN)/python -m prepare_labels.train_cls $(FLAGS)
-	$(BIN)/python -m prepare_labels.make_cam_labels $(FLAGS)
+	$(PARALLEL) -m prepare_labels.make_cam_labels $(FLAGS)
 	$(BIN)/python -m prepare_labels.train_aff $(FLAGS)
-	$(BIN)/python -m prepare_labels.make_aff_labels $(FLAGS)
-	$(BIN)/python main_ssdd.py --mode=all $(FLAGS)
+	$(PARALLEL) -m prepare_labels.make_aff_labels $(FLAGS)
+	$(PARALLEL) main_ssdd.py --mode=all $(FLAGS) --bn $(shell expr 4 / $(PROCESSES))
 	@echo; echo "Seeds, made from image-level labels only, on the training images:"
 	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train CAM=$(RESULTS)/out_cam \
 	  PSA=$(RESULTS)/out_aff PSA+CRF=$(RESULTS)/out_aff_crf "static SSDD=$(OUT)/precompute/ssdd" \

@@ -1,9 +1,10 @@
 """A small drawn data set in exact VOC 2012 layout, for trying the whole method without the real photographs.
 
-Every object has one telling part (a cat's head, a boat's sails) that alone gives its class away. The colours and
-textures of the rest come from one pool that all classes and the scenery share, so that a class activation map finds
-the part and misses the rest, as it does on VOC. A quarter of the objects fade into what lies behind them, so
-that a dense CRF helps on some images and harms others. The objects themselves are in `datasets.demo_objects`.
+Every object has one telling part (a cat's head, a boat's sails) that alone gives its class away. Each class has usual
+colours for the rest, but takes others where those would not stand out, and all come from one pool that the scenery
+shares, so that a class activation map finds the part and misses much of the rest, as it does on VOC. A quarter of the
+objects fade into what lies behind them, so that a dense CRF helps on some images and harms others. The objects
+themselves are in `datasets.demo_objects`.
 
     python -m datasets.demo OUT [--train N --val N --seed S]
 """
@@ -26,7 +27,7 @@ from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.voc import CLASSES, IGNORE, image_path, mask_path, write_mask
 
-VERSION = 7  # raise it when the drawing changes, here or in demo_objects, so that sets made before are made anew
+VERSION = 8  # raise it when the drawing changes, here or in demo_objects, so that sets made before are made anew
 VAL_OFFSET = 500_000  # validation ids start here, so that they stay when more training images are asked for
 SCALE = 3  # everything is drawn this many times larger and then averaged down
 # The colours that all bodies and the scenery share; below, the few of them that suit some scenery.
@@ -233,7 +234,7 @@ def _place(
     return None
 
 
-def _add(rng: Generator, canvas: Canvas, thing: Thing, grounded: bool) -> np.ndarray:
+def _add(rng: Generator, canvas: Canvas, thing: Thing, coat: tuple[list[int], str], grounded: bool) -> np.ndarray:
     """Paint an object into the scene; its (h, w) bool mask at image size comes back."""
     matrix = thing.matrix * SCALE
     cover = _coverage(thing.shapes, matrix, canvas.size)
@@ -247,10 +248,11 @@ def _add(rng: Generator, canvas: Canvas, thing: Thing, grounded: bool) -> np.nda
     around = cv2.resize(behind, None, fx=1 / 24, fy=1 / 24, interpolation=cv2.INTER_AREA)
     around = cv2.resize(around, canvas.size[::-1], interpolation=cv2.INTER_CUBIC)
     weak = rng.random() < 0.25
-    colours = [_vary(rng, POOL[k]) for k in rng.permutation(len(POOL))]
+    usual, pattern = coat
+    order = sorted(rng.permutation(len(POOL)).tolist(), key=lambda k: k not in usual)
+    colours = [_vary(rng, POOL[k]) for k in order]
     local = around[_coverage([shape for shape in thing.shapes if shape.colour == BODY], matrix, canvas.size)].mean(0)
     colour = next(c for c in colours if weak or np.abs(c - local).sum() > 150)
-    pattern = str(rng.choice(["plain", "grain", "leaf", "patches", "stripes"], p=[0.4, 0.25, 0.15, 0.1, 0.1]))
     around += rng.normal(0, 6, 3).astype(np.float32)
     around *= canvas.texture((slice(None), slice(None)), (1, 1, 1), pattern)
     own = canvas.paint(thing.shapes, matrix, (colour, pattern))
@@ -319,14 +321,14 @@ def draw(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str,
     shown: list[tuple[str, np.ndarray]] = []
     for name, share in sorted(zip(wanted, shares, strict=True), key=lambda pair: pair[1]):  # the nearest comes last
         sketch = Sketch()
-        sketch_object, _ = OBJECTS[name]
+        sketch_object, _, coat = OBJECTS[name]
         sketch_object(sketch, rng)
         grounded = name != "aeroplane" or kind == "room" or rng.random() < 0.2
         near = horizon + (1 - horizon) * min(0.1 + 1.5 * share, 0.8)
         feet = np.array((near, near + 0.25 * (1 - horizon)) if grounded else (0.3, 0.95)) * size[0]
         thing = _place(rng, sketch.shapes, share, feet, things, size)
         if thing is not None:
-            mask = _add(rng, canvas, thing, grounded)
+            mask = _add(rng, canvas, thing, coat, grounded)
             things.append(thing)
             shown = [(other, old & ~mask) for other, old in shown] + [(name, mask)]
     return _photograph(rng, canvas, *size), *_annotate(shown, size)

@@ -158,12 +158,13 @@ def _aeroplane(s: Sketch, rng: Generator) -> None:
     s.poly([(0.8, y), (1.35, y + 0.45), (1.7, y + 0.45), (1.42, y - 0.04)], pink)
 
 
-# How to draw an object, and the scene it is met in most often.
+# How to draw an object, the scene it is met in most often, and its coat: the usual colours, by their places in POOL of
+# `datasets.demo`, and the pattern.
 OBJECTS = {
-    "aeroplane": (_aeroplane, "sky"),
-    "boat": (_boat, "sea"),
-    "bottle": (_bottle, "room"),
-    "bus": (_bus, "street"),
-    "cat": (_cat, "room"),
-    "sheep": (_sheep, "field"),
+    "aeroplane": (_aeroplane, "sky", ([0, 2, 10], "plain")),
+    "boat": (_boat, "sea", ([4, 5, 7], "flow")),
+    "bottle": (_bottle, "room", ([11, 12, 14], "glass")),
+    "bus": (_bus, "street", ([7, 8, 13], "plain")),
+    "cat": (_cat, "room", ([3, 5, 6], "stripes")),
+    "sheep": (_sheep, "field", ([0, 1], "leaf")),
 }

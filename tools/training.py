@@ -6,6 +6,7 @@ from its last complete epoch ends where an uninterrupted one does.
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def wrapped(step: nn.Module, device: torch.device) -> nn.Module:
     """The step, averaged over processes where there are several."""
     if distributed.processes() == 1:
         return step
+    # A 1×1 convolution's gradient has ambiguous strides; copying it costs nothing that one would notice.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(step, device_ids=[device] if device.type == "cuda" else None)
 
 
