@@ -6,10 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from datasets.errors import InputError
-from datasets.files import atomic_write
+from datasets.files import atomic_write, open_regular, read_bytes
 from datasets.voc import list_path
 from tools import distributed
 from tools.config import Config
+
+_LARGEST_CONFIG = 1 << 20
 
 _NETWORK = ("width", "backbone_dilation")
 _SEGMENTATION = (*_NETWORK, "head_dilation")
@@ -90,8 +92,8 @@ def read_config(path: Path) -> dict:
         InputError: it is damaged.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        stored = json.loads(read_bytes(path, _LARGEST_CONFIG))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as a Config ({error}); move {path.parent} aside") from None
     if not isinstance(stored, dict):
         raise InputError(f"{path} is no Config; move {path.parent} aside")
@@ -104,10 +106,10 @@ def digest(path: Path) -> str:
         config = path / "config.json"
         return str(read_config(config).get("identity", "")) if config.exists() else ""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, 1 << 36) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+        raise InputError(f"{path} cannot be read ({error})") from None
 
 
 def training_data(config: Config) -> list[Path]:
@@ -174,7 +176,7 @@ def finished(folder: Path, name: str, command: str, config: Config, epoch: int =
         if _differs(stored, asdict(config), field):
             raise InputError(f"{folder} trained with --{field}={stored[field]}: give the same here")
     last = stored.get("epochs")
-    if not isinstance(last, int):
+    if type(last) is not int or not 0 < last < 1_000_000:
         raise InputError(f"{path} is no Config of a training run; move {folder} aside")
     if epoch and not numbered(folder, name, epoch).exists() and numbered(folder, name, last).exists():
         raise InputError(f"{folder} has no checkpoint of epoch {epoch} but the last, {last}: try --static-checkpoint=0")
