@@ -52,7 +52,7 @@ def open_regular(path: str | Path, most: int) -> BinaryIO:
     Raises:
         OSError: it is missing, cannot be read, is no regular file, or larger.
     """
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_size > most:
         file.close()

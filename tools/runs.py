@@ -1,12 +1,17 @@
 """Folders that stages fill: which Config and inputs they belong to, and what a later stage takes from them."""
 
+import fcntl
 import hashlib
 import json
+import os
+import platform
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
+from typing import TextIO
 
 from datasets.errors import InputError
-from datasets.files import atomic_write, open_regular, read_bytes
+from datasets.files import atomic_write, open_regular, read_bytes, remove_partial
 from datasets.voc import list_path
 from tools import distributed
 from tools.config import Config
@@ -40,7 +45,8 @@ STAGE_FIELDS = {
 def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
     """Write the Config beside what a stage makes; refuse a folder that other settings or inputs have filled.
 
-    With `config.fresh` the old folder is moved aside first. The first process does this, the others wait.
+    With `config.fresh` the old folder is moved aside first. The first process does this, the others wait. The folder
+    is locked until the process ends.
 
     Args:
         stage: a key of STAGE_FIELDS.
@@ -48,24 +54,64 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
             were made from in turn.
 
     Raises:
-        InputError: the folder's Config differs.
+        InputError: the folder's Config differs, or another run works in it.
     """
     if distributed.rank() == 0:
         _claim(folder, config, stage, made_from)
     distributed.barrier()
 
 
+# Locks of the folders that this process has claimed, kept to its end.
+_locks: dict[Path, TextIO] = {}
+_PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "opencv-python-headless", "pydensecrf2")
+
+
+def lock(folder: Path) -> None:
+    """Keep other runs out of a folder until this process ends, however it ends.
+
+    Raises:
+        InputError: another process has it, or the lock cannot be written.
+    """
+    path = folder.absolute().with_name(f".{folder.name}.lock")
+    if path in _locks:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        # Of fcntl's two kinds the one that belongs to the process: loader workers that outlive it keep nothing.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read(100).strip() or "unknown"
+        file.close()
+        if not isinstance(error, BlockingIOError | PermissionError):
+            raise InputError(f"{path} cannot be locked ({error.strerror}): give an --out that can be") from None
+        raise InputError(
+            f"{folder} is in use by another run ({owner}): wait for it, or give another --out or --modelid"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    _locks[path] = file
+
+
 def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
+    lock(folder)
     own = json.loads(json.dumps(asdict(config)))
     own["made_from"] = {f"{path.parent.name}/{path.name}": digest(path) for path in made_from}
     relevant = {name: own[name] for name in (*STAGE_FIELDS[stage], "made_from")}
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
+    own["versions"] = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
     path = folder / "config.json"
     if config.fresh and folder.exists():
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
             number += 1
         folder.rename(aside)
+    remove_partial(folder)
     if path.exists():
         stored = read_config(path)
         names = [name for name in relevant if _differs(stored, relevant, name)]
