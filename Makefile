@@ -6,7 +6,7 @@ SEED ?= 0
 FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED)
 RESULTS := $(OUT)/prepare_labels/results
 
-.PHONY: demo test lint
+.PHONY: demo test campaign lint
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -32,6 +32,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q tests
+
+# The long form of tests/test_campaign.py: 200 runs killed, 20,000 damaged files; about ten minutes.
+campaign: .venv/installed
+	$(BIN)/python -m tests.campaign
 
 lint: .venv/installed
 	$(BIN)/ruff check .
