@@ -65,6 +65,7 @@ def run(config: Config) -> None:
         config.aff_batch,
         losses,
         after_epoch,
+        "--aff-batch",
     )
     if distributed.rank() == 0:
         print(f"affinity: wrote {path}; next: python -m prepare_labels.make_aff_labels{config.flags()}")

@@ -75,6 +75,7 @@ def run(config: Config) -> None:
         config.cls_batch,
         losses,
         after_epoch,
+        "--cls-batch",
     )
     if distributed.rank() == 0:
         print(f"classifier: wrote {path}; next: python -m prepare_labels.make_cam_labels{config.flags()}")

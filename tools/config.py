@@ -37,6 +37,7 @@ class Config:
     split: str = _f("val", "list that --mode=3 evaluates", ("val", "train", "test"))
     weights: str = _f("", "weights to start from (--mode=3: to evaluate); empty: what the previous stage left")
     fresh: bool = _f(False, "start the stage over instead of going on where it stopped")
+    checkpoint_every: float = _f(10.0, "minutes between two saves within an epoch of training")
 
     # Machine
     device: str = _f("auto", "auto, cpu, cuda or cuda:N")
@@ -270,6 +271,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             else:
                 options["metavar"] = options["type"].__name__.upper()
         group.add_argument(*names, **options)
+    group.add_argument("--resume", dest="fresh", action="store_false", default=argparse.SUPPRESS, help="the default")
 
 
 def _shown(value) -> str:
@@ -299,6 +301,7 @@ def config_from(arguments: argparse.Namespace) -> Config:
 def check(config: Config) -> None:
     """Refuse values that cannot work, by the flag's name."""
     positive = "bn epochs static_epochs dynamic_epochs cls_epochs cls_batch aff_epochs aff_batch checkpoint_epochs "
+    positive += "checkpoint_every "
     positive += "eval_batch width backbone_dilation head_dilation lr cls_lr aff_lr crop eval_size eval_scales "
     positive += "cam_scales "
     positive += "crf_train crf_labels crf_eval crf_sxy crf_srgb crf_gaussian_sxy "

@@ -1,15 +1,22 @@
 """Folders that stages fill: which Config and inputs they belong to, and what a later stage takes from them."""
 
+import fcntl
 import hashlib
 import json
+import os
+import platform
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
+from typing import TextIO
 
 from datasets.errors import InputError
-from datasets.files import atomic_write
+from datasets.files import atomic_write, open_regular, read_bytes, remove_partial
 from datasets.voc import list_path
 from tools import distributed
 from tools.config import Config
+
+_LARGEST_CONFIG = 1 << 20
 
 _NETWORK = ("width", "backbone_dilation")
 _SEGMENTATION = (*_NETWORK, "head_dilation")
@@ -38,7 +45,8 @@ STAGE_FIELDS = {
 def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
     """Write the Config beside what a stage makes; refuse a folder that other settings or inputs have filled.
 
-    With `config.fresh` the old folder is moved aside first. The first process does this, the others wait.
+    With `config.fresh` the old folder is moved aside first. The first process does this, the others wait. The folder
+    is locked until the process ends.
 
     Args:
         stage: a key of STAGE_FIELDS.
@@ -46,24 +54,64 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
             were made from in turn.
 
     Raises:
-        InputError: the folder's Config differs.
+        InputError: the folder's Config differs, or another run works in it.
     """
     if distributed.rank() == 0:
         _claim(folder, config, stage, made_from)
     distributed.barrier()
 
 
+# Locks of the folders that this process has claimed, kept to its end.
+_locks: dict[Path, TextIO] = {}
+_PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "opencv-python-headless", "pydensecrf2")
+
+
+def lock(folder: Path) -> None:
+    """Keep other runs out of a folder until this process ends, however it ends.
+
+    Raises:
+        InputError: another process has it, or the lock cannot be written.
+    """
+    path = folder.absolute().with_name(f".{folder.name}.lock")
+    if path in _locks:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        # Of fcntl's two kinds the one that belongs to the process: loader workers that outlive it keep nothing.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read(100).strip() or "unknown"
+        file.close()
+        if not isinstance(error, BlockingIOError | PermissionError):
+            raise InputError(f"{path} cannot be locked ({error.strerror}): give an --out that can be") from None
+        raise InputError(
+            f"{folder} is in use by another run ({owner}): wait for it, or give another --out or --modelid"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    _locks[path] = file
+
+
 def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
+    lock(folder)
     own = json.loads(json.dumps(asdict(config)))
     own["made_from"] = {f"{path.parent.name}/{path.name}": digest(path) for path in made_from}
     relevant = {name: own[name] for name in (*STAGE_FIELDS[stage], "made_from")}
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
+    own["versions"] = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
     path = folder / "config.json"
     if config.fresh and folder.exists():
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
             number += 1
         folder.rename(aside)
+    remove_partial(folder)
     if path.exists():
         stored = read_config(path)
         names = [name for name in relevant if _differs(stored, relevant, name)]
@@ -90,8 +138,8 @@ def read_config(path: Path) -> dict:
         InputError: it is damaged.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        stored = json.loads(read_bytes(path, _LARGEST_CONFIG))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as a Config ({error}); move {path.parent} aside") from None
     if not isinstance(stored, dict):
         raise InputError(f"{path} is no Config; move {path.parent} aside")
@@ -104,10 +152,10 @@ def digest(path: Path) -> str:
         config = path / "config.json"
         return str(read_config(config).get("identity", "")) if config.exists() else ""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, 1 << 36) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+        raise InputError(f"{path} cannot be read ({error})") from None
 
 
 def training_data(config: Config) -> list[Path]:
@@ -174,7 +222,7 @@ def finished(folder: Path, name: str, command: str, config: Config, epoch: int =
         if _differs(stored, asdict(config), field):
             raise InputError(f"{folder} trained with --{field}={stored[field]}: give the same here")
     last = stored.get("epochs")
-    if not isinstance(last, int):
+    if type(last) is not int or not 0 < last < 1_000_000:
         raise InputError(f"{path} is no Config of a training run; move {folder} aside")
     if epoch and not numbered(folder, name, epoch).exists() and numbered(folder, name, last).exists():
         raise InputError(f"{folder} has no checkpoint of epoch {epoch} but the last, {last}: try --static-checkpoint=0")
