@@ -7,6 +7,8 @@ from pathlib import Path
 
 from datasets.errors import InputError
 
+PARTIAL = ".partial-"
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
@@ -18,7 +20,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         InputError: the disk is full or the folder cannot be written to; nothing is left behind.
     """
     path = Path(path)
-    temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -30,3 +32,22 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left anywhere in `folder`; those of live ones stay."""
+    for path in folder.rglob(f"{PARTIAL}*"):
+        pid = path.name.removeprefix(PARTIAL).partition("-")[0]
+        with suppress(OSError):
+            if pid.isdigit() and not _alive(int(pid)):
+                path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,6 +1,8 @@
 """Dense CRF (Krähenbühl and Koltun, NIPS 2011) through pydensecrf, alone or in worker processes."""
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -67,7 +69,7 @@ class CrfWorkers:
             context.set_forkserver_preload(["models.crf"])
         self._most = 4 * workers
         self._queued: deque[Future] = deque()
-        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) if workers else None
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) if workers else None
 
     def submit(self, function, /, *args) -> Future:
         """Run `function(*args)` in a worker; both must be picklable."""
@@ -95,8 +97,15 @@ class CrfWorkers:
                 self._pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     torch.set_num_threads(1)
+    # A caller that was killed cannot end its workers, which would wait for more work for ever.
+    threading.Thread(target=_end_with_caller, daemon=True).start()
+
+
+def _end_with_caller() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def masks_after_crf(
