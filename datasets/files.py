@@ -34,20 +34,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left anywhere in `folder`; those of live ones stay."""
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes left half-written below `folder`, where nobody may be writing now."""
     for path in folder.rglob(f"{PARTIAL}*"):
-        pid = path.name.removeprefix(PARTIAL).partition("-")[0]
         with suppress(OSError):
-            if pid.isdigit() and not _alive(int(pid)):
-                path.unlink()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+            path.unlink()

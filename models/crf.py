@@ -99,13 +99,8 @@ class CrfWorkers:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    # A caller that was killed cannot end its workers, which would wait for more work for ever.
-    threading.Thread(target=_end_with_caller, daemon=True).start()
-
-
-def _end_with_caller() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    # A killed caller cannot tell its workers to leave.
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def masks_after_crf(

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from datasets.demo import make_demo
-from datasets.files import PARTIAL, atomic_write, remove_leftovers
+from datasets.files import PARTIAL
 from datasets.voc import CLASSES
 from models.affinity import AffinityNet
 from models.classifier import Classifier
@@ -145,15 +145,3 @@ def test_killed_at_random_moments_the_store_is_that_of_an_undisturbed_run(config
         f"{KILLS} kills ({caller_kills} of the main process alone, the others with its workers); {stores} stores "
         f"finished, each of the same {len(undisturbed)} files, byte for byte, as the undisturbed one"
     )
-
-
-def test_leftovers_of_dead_processes_are_removed_and_those_of_live_ones_stay(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (tmp_path / "deep").mkdir()
-    for name in (f"{PARTIAL}{dead.pid}-a.npz", f"deep/{PARTIAL}{dead.pid}-b.pth", f"{PARTIAL}notes", "kept.npz"):
-        (tmp_path / name).touch()
-    with atomic_write(tmp_path / "now.npz") as temporary:
-        temporary.write_bytes(b"whole")
-        remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.rglob("*")} == {"deep", "now.npz", "kept.npz", f"{PARTIAL}notes"}

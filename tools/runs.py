@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from datasets.errors import InputError
-from datasets.files import atomic_write, remove_leftovers
+from datasets.files import atomic_write, remove_partial
 from datasets.voc import list_path
 from tools import distributed
 from tools.config import Config
@@ -38,8 +38,7 @@ STAGE_FIELDS = {
 def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
     """Write the Config beside what a stage makes; refuse a folder that other settings or inputs have filled.
 
-    With `config.fresh` the old folder is moved aside first. What killed processes left half-written is removed. The
-    first process does this, the others wait.
+    With `config.fresh` the old folder is moved aside first. The first process does this, the others wait.
 
     Args:
         stage: a key of STAGE_FIELDS.
@@ -60,12 +59,12 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
     relevant = {name: own[name] for name in (*STAGE_FIELDS[stage], "made_from")}
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
     path = folder / "config.json"
-    remove_leftovers(folder)
     if config.fresh and folder.exists():
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
             number += 1
         folder.rename(aside)
+    remove_partial(folder)
     if path.exists():
         stored = read_config(path)
         names = [name for name in relevant if _differs(stored, relevant, name)]
