@@ -1,8 +1,8 @@
 """The store of maps: CAM, PSA, PSA+CRF and difference maps, one compressed .npz file an image, no pickle.
 
 A file describes itself: format version, class indices, size of the image, what made it. Maps at full size are kept in
-8 bits (within 1/255 of each map's maximum, argmax kept); maps on the feature grid (the random walk's result) are kept
-in float32, so that upsampling on reading is exact.
+8 bits (within 1/255 of their maximum, argmax kept); maps on the feature grid (the random walk's result) are kept in
+float32, so that upsampling on reading is exact.
 """
 
 import math
@@ -10,9 +10,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular
@@ -105,10 +104,9 @@ def load_maps(path: str | Path) -> SeedMaps:
     if full:
         maps = maps * np.float32(fields["peak"] / 255)
     else:
-        tensor = torch.from_numpy(maps)[None]
-        padded = (CELL * maps.shape[1], CELL * maps.shape[2])
-        tensor = F.interpolate(tensor, size=padded, mode="bilinear", align_corners=False)
-        maps = tensor[0, :, : size[0], : size[1]].numpy()
+        padded = (CELL * maps.shape[2], CELL * maps.shape[1])  # OpenCV: width first
+        whole = [cv2.resize(one, padded, interpolation=cv2.INTER_LINEAR) for one in maps]
+        maps = np.stack(whole)[:, : size[0], : size[1]]
     return SeedMaps(classes.astype(np.int64), maps, str(fields["made_by"]))
 
 
