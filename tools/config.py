@@ -46,7 +46,7 @@ class Config:
     )
     seed: int = _f(0, "of initial weights, data order, augmentation and dropout")
     workers: int = _f(4, "processes a GPU that load data, and as many that run CRFs; no more than cores; 0: none")
-    crf_workers: bool = _f(True, "run the training step's CRFs in worker processes (pays from 112×112 on)")
+    crf_workers: bool = _f(True, "run the training step's CRFs (pydensecrf) in worker processes (pays from 112×112 on)")
 
     # Networks
     width: float = _f(1.0, "factor on all numbers of channels; 1 = published")
@@ -92,6 +92,11 @@ class Config:
     walk_log_steps: int = _f(8, "the walk takes 2 to this many steps (PSA)")
 
     # Dense CRF
+    crf: str = _f(
+        "pydensecrf",
+        "of the training step: pydensecrf (released program), or exact, on the device (pays on GPUs; ours)",
+        ("pydensecrf", "exact"),
+    )
     crf_train: int = _f(3, "iterations in the training step (released program)")
     crf_labels: int = _f(10, "iterations on seeds (PSA)")
     crf_eval: int = _f(10, "iterations at evaluation (released program)")
@@ -225,6 +230,7 @@ def with_recipe(config: Config, recipe: str) -> Config:
     return replace(
         config,
         recipe=recipe,
+        crf="pydensecrf",
         swap_maps=True,
         precompute_augmented=True,
         move_maps=False,

@@ -36,7 +36,7 @@ STAGE_FIELDS = {
     "mode 1": (*_SEGMENTATION, "crop", "precompute_augmented", *_SEED),
     "mode 2": (
         *(*_SSDD_TRAINING, "dynamic_side", "alpha", "bias", "bg", *_SEED),
-        *("swap_maps", "move_maps", "seed_target", "crf_train", *_CRF),
+        *("swap_maps", "move_maps", "seed_target", "crf", "crf_train", *_CRF),
     ),
     "mode 3": (*_SEGMENTATION, "eval_size", "eval_scales", "crf_eval", *_CRF),
 }
