@@ -40,11 +40,12 @@ def run(config: Config) -> None:
     layout = distributed.memory_format(device, config.width)
     ids = read_ids(config.voc_root, config.split)
     folder = config.validation_folder()
-    command = f"python main_ssdd.py --mode=2{config.flags()}"
+    trained_by, source = (4, f" --seed_source={config.seed_source}") if config.seed_source else (2, "")
+    command = f"python main_ssdd.py --mode={trained_by}{source}{config.flags()}"
     if config.weights:
         weights = runs.weights_or(config, Path(config.weights), command)
     else:
-        weights = runs.finished(config.run_folder(2), "seg", command, config)
+        weights = runs.finished(config.run_folder(trained_by), "seg", command, config)
     network, _ = build(config, dynamic=False)
     checkpoint.load_into(network, weights, unused=("seg_sub.",))
     network.to(device, memory_format=layout).eval()

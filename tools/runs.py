@@ -31,6 +31,7 @@ STAGE_FIELDS = {
         *(*_SSDD_TRAINING, "dynamic_side", "alpha", "bias", "bg", *_SEED),
         *("swap_maps", "move_maps", "seed_target", "crf_train", *_CRF),
     ),
+    "mode 4": (*_SSDD_TRAINING, "static_side", "seed_source"),
     "mode 3": (*_SEGMENTATION, "eval_size", "eval_scales", "crf_eval", *_CRF),
 }
 
