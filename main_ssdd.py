@@ -5,6 +5,7 @@
     python main_ssdd.py --mode=2      train dynamic SSDD, the segmentation network end to end
     python main_ssdd.py --mode=3      multi-scale inference, CRF, mIoU
     python main_ssdd.py --mode=all    all of them in turn
+    python main_ssdd.py --mode=3 --split=test --submit=masks.tgz    the same for VOC's evaluation server
 
     python main_ssdd.py --mode=4 --seed_source=psa    train the segmentation network alone on fixed seeds: psa, crf,
                                                       ssdd (of mode 1) or truth
@@ -37,6 +38,10 @@ def main(argv: list[str] | None = None) -> None:
     config = settings.config_from(arguments)
     if config.seed_source and arguments.mode not in "34":
         raise InputError(f"--seed_source={config.seed_source}: belongs to --mode=4 and to the --mode=3 after it")
+    if config.submit and (arguments.mode not in ("3", "all") or config.split != "test"):
+        raise InputError(f"--submit={config.submit}: needs --mode=3 --split=test")
+    if config.submit and not config.submit.endswith((".tgz", ".tar.gz")):
+        raise InputError(f"--submit={config.submit}: must end in .tgz, as VOC's server expects a packed archive")
     distributed.start(config.device)
     if distributed.rank() == 0:
         print("config:", " ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(config).items()), flush=True)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from datasets.files import atomic_write
 from datasets.training_sets import as_tensor
-from datasets.voc import mask_path, read_ids, read_image, write_mask
+from datasets.voc import mask_path, read_ids, read_image, write_mask, write_submission
 from models.crf import CrfKernel, CrfWorkers, dense_crf
 from models.segmentation import multiscale_probabilities, resize
 from modes.networks import build, network_input
@@ -71,6 +71,9 @@ def run(config: Config) -> None:
     distributed.barrier()
     if distributed.rank() == 0:
         report(config, ids, kinds)
+        if config.submit:
+            write_submission(config.submit, folder / "crf", config.voc_root, ids)
+            print(f"mode 3: packed {len(ids)} masks for VOC's evaluation server into {config.submit}")
 
 
 def write_masks(

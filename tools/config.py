@@ -20,7 +20,7 @@ from models.steps import Integration
 PRESETS = ("voc", "demo")
 RECIPES = ("paper", "released")
 # What one stage is told but the next need not be.
-_NOT_PASSED_ON = ("weights", "fresh", "epochs", "split", "seed_source")
+_NOT_PASSED_ON = ("weights", "fresh", "epochs", "split", "seed_source", "submit")
 SEED_SOURCES = ("", "psa", "crf", "ssdd", "truth")
 
 
@@ -42,6 +42,7 @@ class Config:
         "", "seeds that --mode=4 trains on, whose network --mode=3 then evaluates; empty: that of mode 2", SEED_SOURCES
     )
     weights: str = _f("", "weights to start from (--mode=3: to evaluate); empty: what the previous stage left")
+    submit: str = _f("", "with --mode=3 --split=test: pack the masks after CRF here for VOC's server, a .tgz")
     fresh: bool = _f(False, "start the stage over instead of going on where it stopped")
 
     # Machine
