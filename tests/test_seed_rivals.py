@@ -15,7 +15,8 @@ from tests.conftest import as_flags
 from tests.test_bad_input import refused
 from tools import seed_rivals
 from tools.eval_masks import evaluate
-from tools.seed_rivals import RULES, area_under_roc, choices, mean_and_spread, share_of_gap
+from tools.metrics import mean_and_spread
+from tools.seed_rivals import RULES, area_under_roc, choices, share_of_gap
 
 
 def test_every_rule_by_hand():

@@ -23,7 +23,7 @@ from datasets.voc import CLASSES, IGNORE, mask_path, read_ids, read_mask
 from models.segmentation import resize
 from models.ssdd import integrate, missing_class_flags
 from tools import runs
-from tools.metrics import confusion, iou, mean_iou
+from tools.metrics import confusion, iou, mean_and_spread, mean_iou
 
 RULES = ("PSA", "PSA+CRF", "larger probability", "flags alone", "static SSDD", "oracle")
 COMPARED = RULES[2:5]
@@ -205,14 +205,6 @@ IMAGES = {
     "SSDD is better than PSA+CRF": lambda psa, crf, ssdd: ssdd > crf,
     "SSDD is worse than both": lambda psa, crf, ssdd: ssdd < min(psa, crf),
 }
-
-
-def mean_and_spread(values: list[float | None], digits: int = 1) -> str:
-    """Percent, with the standard deviation (n − 1) where there are several; – where a value is missing."""
-    if any(v is None for v in values):
-        return "–"
-    spread = f" ± {100 * np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{100 * np.mean(values):.{digits}f}{spread}"
 
 
 @program
