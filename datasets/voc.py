@@ -1,9 +1,13 @@
 """PASCAL VOC 2012 on disk: lists, photographs, image-level labels from Annotations, palette masks."""
 
+import gzip
+import io
 import re
+import tarfile
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -205,3 +209,59 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
     image.putpalette(PALETTE.tobytes())
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def write_submission(path: str | Path, masks: Path, root: str | Path, ids: list[str]) -> None:
+    """Pack masks as VOC's evaluation server takes them for VOC 2012, competition 6 (segmentation, own training data).
+
+    Palette PNGs of class indices, results/VOC2012/Segmentation/comp6_test_cls/<id>.png; the same masks give the same
+    bytes.
+
+    Args:
+        path: the .tgz to write.
+        masks: folder of <id>.png.
+
+    Raises:
+        InputError: a mask is missing, not of its photograph's size, no palette PNG, or has an index that is no class;
+            then nothing is written.
+
+    Reference:
+        The PASCAL Visual Object Classes Challenge 2012 Development Kit, section "Submission of results".
+    """
+    missing = [image_id for image_id in ids if not (masks / f"{image_id}.png").exists()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(ids)} masks are missing in {masks}, first {missing[0]}.png: run --mode=3 again"
+        )
+    with atomic_write(path) as temporary, _packed(temporary) as archive:
+        for image_id in sorted(ids):
+            file = masks / f"{image_id}.png"
+            mask = read_mask(file)
+            if mask.shape != image_size(root, image_id):
+                size = image_size(root, image_id)
+                raise InputError(
+                    f"{file}: the mask is {mask.shape}, its photograph {size}; delete it, run --mode=3 again"
+                )
+            if (mask == IGNORE).any():
+                raise InputError(
+                    f"{file} holds 255, which the server takes for no class; delete it, run --mode=3 again"
+                )
+            content = io.BytesIO()
+            image = Image.fromarray(mask)
+            image.putpalette(PALETTE.tobytes())
+            image.save(content, format="PNG")
+            entry = tarfile.TarInfo(f"results/VOC2012/Segmentation/comp6_test_cls/{image_id}.png")
+            entry.size = content.tell()
+            content.seek(0)
+            archive.addfile(entry, content)
+
+
+@contextmanager
+def _packed(path: Path) -> Iterator[tarfile.TarFile]:
+    """A gzipped tar without the time of its making."""
+    with (
+        open(path, "wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as archive,
+    ):
+        yield archive

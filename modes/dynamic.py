@@ -56,7 +56,7 @@ def run(config: Config) -> None:
         crf = partial(function, iterations=config.crf_train, kernel=config.crf_kernel())
         step = DynamicStep(segmentation, ddnet, config.integration(), config.alpha, config.seed_target, crf)
         step.to(device, memory_format=layout)
-        freeze_for_ssdd(step)
+        freeze_for_ssdd(step, segmentation)
         parallel = wrapped(step, device)
 
         def result_of(batch: dict, network=step) -> StepResult:

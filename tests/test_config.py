@@ -157,6 +157,7 @@ BAD_FOR_ARGPARSE = {
     "--preset=tiny": "--preset",
     "--recipe=mine": "--recipe",
     "--split=trainval": "--split",
+    "--seed_source=guess": "--seed_source",
     "--precision=float16": "--precision",
     "--static_side 448": "--static_side",
     "--unknown=1": "--unknown",

@@ -1,6 +1,7 @@
 """Folders that stages fill: which Config and inputs they belong to, and what a later stage takes from them."""
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ STAGE_FIELDS = {
         *(*_SSDD_TRAINING, "dynamic_side", "alpha", "bias", "bg", *_SEED),
         *("swap_maps", "move_maps", "seed_target", "crf", "crf_train", *_CRF),
     ),
+    "mode 4": (*_SSDD_TRAINING, "static_side", "seed_source"),
     "mode 3": (*_SEGMENTATION, "eval_size", "eval_scales", "crf_eval", *_CRF),
 }
 
@@ -227,3 +229,66 @@ def finished(folder: Path, name: str, command: str, config: Config, epoch: int =
     if epoch and not numbered(folder, name, epoch).exists() and numbered(folder, name, last).exists():
         raise InputError(f"{folder} has no checkpoint of epoch {epoch} but the last, {last}: try --static-checkpoint=0")
     return need(numbered(folder, name, epoch or last), command)
+
+
+# Where each stage leaves its Config, below --out; {} stands for the modelid.
+_FILLED = {
+    "prepare_labels/results/cls": "train_cls",
+    "prepare_labels/results/out_cam": "make_cam_labels",
+    "prepare_labels/results/aff": "train_aff",
+    "prepare_labels/results/out_aff": "make_aff_labels",
+    "prepare_labels/results/out_aff_crf": "make_aff_labels",
+    "logs/sssdd_{}": "mode 0",
+    "precompute/{}": "mode 1",
+    "logs/dssdd_{}": "mode 2",
+    "logs/fixed_*_{}": "mode 4",
+    "validation/{}": "mode 3",
+    "validation/fixed_*_{}": "mode 3",
+}
+
+
+def repetitions(outs: list[Path], modelid: str) -> list[dict]:
+    """The Configs of runs that only the seed tells apart, so that their figures may stand in one table.
+
+    Args:
+        outs: the --out folder of each run.
+
+    Raises:
+        InputError: no stage of ours filled a folder, or two stages or runs differ in preset, recipe, training data or a
+            setting that their results depend on, or two runs have the same seed.
+    """
+    found: dict[str, dict[str, dict]] = {}
+    for out in outs:
+        for pattern, stage in _FILLED.items():
+            for path in sorted(out.glob(f"{pattern.format(glob.escape(modelid))}/config.json")):
+                # Several folders of one stage (mode 4, mode 3) are told apart by their names.
+                found.setdefault(str(out), {})[f"{stage}, {path.parent.relative_to(out)}"] = read_config(path)
+        if str(out) not in found:
+            raise InputError(f"{out} holds no run named '{modelid}': name the --out folder of one, and its --modelid")
+    first_out, first = next(iter(found.items()))
+    for out, stages in found.items():
+        for title, config in stages.items():
+            one = next(iter(first.values()))
+            for name in ("preset", "recipe"):
+                if _differs(one, config, name):
+                    raise InputError(
+                        f"{first_out} has --{name}={one[name]}, but {out} ({title}) --{name}={config[name]}: "
+                        "these are no repetitions of one run, make a table of each"
+                    )
+            if title not in first:
+                continue
+            for name in STAGE_FIELDS[title.split(",")[0]]:
+                if name != "seed" and _differs(first[title], config, name):
+                    raise InputError(
+                        f"{title}: {first_out} has --{name}={first[title][name]}, but {out} --{name}={config[name]}: "
+                        "these are no repetitions of one run, make a table of each"
+                    )
+            lists = [c.get("made_from", {}) for c in (first[title], config)]
+            for name in lists[0].keys() & lists[1].keys():
+                if name.endswith((".txt", ".json")) and lists[0][name] != lists[1][name]:
+                    raise InputError(f"{title}: {first_out} and {out} were made from different {name}")
+    configs = [next(iter(stages.values())) for stages in found.values()]
+    seeds = [config.get("seed") for config in configs]
+    if len(set(seeds)) < len(outs):
+        raise InputError(f"{', '.join(map(str, outs))} have the seeds {seeds}: name each run once, of different seeds")
+    return configs
