@@ -160,7 +160,7 @@ def read_mask(path: str | Path) -> np.ndarray:
         raise InputError(f"{path} is missing") from None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise InputError(f"{path} cannot be read as a mask ({error})") from None
-    unknown = np.setdiff1d(mask, [*range(len(CLASSES)), IGNORE])
+    unknown = mask[(mask >= len(CLASSES)) & (mask != IGNORE)]
     if unknown.size:
         raise InputError(f"{path} holds the index {unknown[0]}, which is no class (0…{len(CLASSES) - 1}, 255 = ignore)")
     return mask

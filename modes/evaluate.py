@@ -1,6 +1,7 @@
 """Mode 3: multi-scale inference with seg_main, dense CRF, mIoU."""
 
 import json
+import time
 from pathlib import Path
 
 import cv2
@@ -14,9 +15,11 @@ from datasets.voc import mask_path, read_ids, read_image, write_mask
 from models.crf import CrfKernel, CrfWorkers, dense_crf
 from models.segmentation import multiscale_probabilities, resize
 from modes.networks import build, network_input
+from script.make_pages import refresh, refresh_now_and_then
 from tools import checkpoint, distributed, runs
 from tools.config import Config
 from tools.eval_masks import as_markdown, evaluate
+from tools.history import note_pass
 from tools.progress import progress
 from tools.training import load_batches
 
@@ -51,6 +54,7 @@ def run(config: Config) -> None:
     runs.claim_folder(folder, config, "mode 3", [weights])
 
     kinds = {"mask": folder / "mask", "mask after CRF": folder / "crf"}
+    started = time.perf_counter()
     mine = [
         (place, 0)
         for place in distributed.shard(range(len(ids)))
@@ -67,9 +71,12 @@ def run(config: Config) -> None:
                 image = read_image(config.voc_root, image_id)
                 workers.queue(write_masks, image, maps, outputs, config.crf_eval, config.crf_kernel())
             bar.update(len(batch["id"]))
+            refresh_now_and_then(config, "val")
     distributed.barrier()
     if distributed.rank() == 0:
+        note_pass(folder, len(mine), started)
         report(config, ids, kinds)
+        refresh(config, "val")
 
 
 def write_masks(

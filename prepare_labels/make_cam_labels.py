@@ -5,6 +5,7 @@
 Writes out_cam (CAMs of the present classes), out_la_crf and out_ha_crf (CRF with 'perhaps' and 'surely' background).
 """
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from datasets.voc import CLASSES, read_ids, read_image, read_present
 from models.affinity import seed_maps
 from models.classifier import Classifier, multiscale_cam
 from models.crf import CrfKernel, CrfWorkers, dense_crf
+from script.make_pages import refresh, refresh_now_and_then
 from tools import checkpoint, distributed, runs
 from tools.config import Config, parse
+from tools.history import note_pass
 from tools.progress import progress
 
 KINDS = ("out_cam", "out_la_crf", "out_ha_crf")
@@ -35,6 +38,7 @@ def run(config: Config) -> None:
     for folder in folders:
         runs.claim_folder(folder, config, "make_cam_labels", [weights, *runs.training_data(config)])
     classifier.to(device, memory_format=distributed.memory_format(device, config.width)).eval()
+    started = time.perf_counter()
     mine = distributed.shard(ids)
     todo = [image_id for image_id in mine if not all(store_path(folder, image_id).exists() for folder in folders)]
     with CrfWorkers(distributed.workers(config.workers)) as workers, progress("CAM", len(todo), len(ids)) as bar:
@@ -51,8 +55,11 @@ def run(config: Config) -> None:
                 store_cam, folders, image_id, image, classes, cam.cpu().numpy(), alphas, config.crf_labels, kernel
             )
             bar.update()
+            refresh_now_and_then(config, "labels")
     distributed.barrier()
     if distributed.rank() == 0:
+        note_pass(folders[0], len(todo), started)
+        refresh(config, "labels")
         names = ", ".join(str(folder) for folder in folders)
         print(f"CAM: {names} are complete; next: python -m prepare_labels.train_aff{config.flags()}")
 

@@ -16,8 +16,10 @@ from datasets.training_sets import ImageLabelSamples
 from datasets.voc import CLASSES, read_ids
 from models.classifier import Classifier
 from models.resnet38 import train_with_frozen_batchnorm
+from script.make_pages import refresh
 from tools import checkpoint, distributed, runs
 from tools.config import Config, parse
+from tools.history import History
 from tools.training import poly_rate, sgd, train, wrapped
 
 
@@ -57,7 +59,7 @@ def run(config: Config) -> None:
             logits = network(batch["x"].contiguous(memory_format=layout))
         return {"loss": F.multilabel_soft_margin_loss(logits.float(), batch["present"][:, 1:])}, {}
 
-    def after_epoch(epoch: int) -> None:
+    def after_epoch(epoch: int, history: History | None) -> None:
         if epoch == config.epochs - 1 and not config.weights:
             average_statistics_anew(classifier)
         if epoch == config.epochs and distributed.rank() == 0:
@@ -75,8 +77,10 @@ def run(config: Config) -> None:
         config.cls_batch,
         losses,
         after_epoch,
+        "labels",
     )
     if distributed.rank() == 0:
+        refresh(config, "labels")
         print(f"classifier: wrote {path}; next: python -m prepare_labels.make_cam_labels{config.flags()}")
 
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torch.utils.tensorboard import SummaryWriter
 
 from datasets.errors import InputError
+from script.make_pages import refresh_now_and_then
 from tools import checkpoint, distributed
 from tools.config import Config
+from tools.history import History, peak_memory
 from tools.progress import progress
 
 # Losses are looked at this often: seeing one means waiting for the device.
@@ -138,18 +139,21 @@ def train(
     samples: Dataset,
     batch: int,
     losses: Callable[[dict], tuple[dict[str, Tensor], dict[str, Tensor]]],
-    after_epoch: Callable[[int], None],
+    after_epoch: Callable[[int, History | None], None],
+    page: str,
 ) -> None:
     """Train for `config.epochs` epochs, from the last complete one in `folder` on.
 
     Args:
         title: of the progress bar.
-        folder: receives state.pth after every epoch and tensorboard/.
+        folder: receives state.pth after every epoch, history.jsonl and tensorboard/.
         networks: what is trained, by the name under which the state is kept.
         rate: learning rate at a fractional epoch.
         batch: samples a process and step.
         losses: batch → (losses, whose sum is minimised; other figures to log), all scalars on the device.
-        after_epoch: called by every process with the number of complete epochs, before the state is written.
+        after_epoch: called by every process with the number of complete epochs and, on the first process, the history,
+            before the state is written.
+        page: made anew every few minutes, with the index.
 
     Raises:
         InputError: a sample cannot be read, or a loss is not finite (names the step and the images).
@@ -159,7 +163,7 @@ def train(
     order = EpochOrder(len(samples), config.seed)
     steps = -(-len(order) // batch)
     main = distributed.rank() == 0
-    writer = SummaryWriter(folder / "tensorboard", purge_step=done * steps) if main else None
+    history = History(folder, done, steps) if main else None
     batches = None
     for epoch in range(done, config.epochs):
         order.epoch = epoch
@@ -186,23 +190,24 @@ def train(
                 seen = look(unseen, title)
                 for name, value in seen.items():
                     totals[name] = totals.get(name, 0.0) + value * len(unseen)
-                    if writer is not None:
-                        writer.add_scalar(name, value, epoch * steps + step)
-                if writer is not None:
-                    writer.add_scalar("learning_rate", learning_rate, epoch * steps + step)
+                if main:
+                    history.step(epoch * steps + step, seen | {"learning_rate": learning_rate})
+                    refresh_now_and_then(config, page)
                 bar.set_postfix({name: f"{value:.3f}" for name, value in seen.items()}, refresh=False)
                 unseen = []
             bar.update()
         bar.close()
-        images = len(order) * distributed.processes() / (time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        images = len(order) * distributed.processes() / seconds
         if main:
             means = "  ".join(f"{name} {total / steps:.4f}" for name, total in totals.items())
             print(f"{title}  epoch {epoch + 1}/{config.epochs}  {means}  {images:.1f} images/s", flush=True)
-            writer.add_scalar("images_per_second", images, (epoch + 1) * steps)
+            figures = {"seconds": seconds, "images_per_second": images, "memory_gib": peak_memory()}
+            history.epoch(epoch + 1, figures)
         for network in networks.values():
             if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
                 raise InputError(f"{title}: weights not finite after epoch {epoch + 1}; the last checkpoint is kept")
-        after_epoch(epoch + 1)
+        after_epoch(epoch + 1, history)
         if main:
             content = {
                 "epoch": epoch + 1,
@@ -211,8 +216,8 @@ def train(
             }
             checkpoint.save(state_path, content)
         distributed.barrier()
-    if writer is not None:
-        writer.close()
+    if main:
+        history.close()
 
 
 def look(unseen: list[tuple[int, list[str], dict[str, Tensor]]], title: str) -> dict[str, float]:
