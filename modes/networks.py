@@ -92,8 +92,8 @@ def train_ssdd(
             history.epoch(epoch, {f"miou_{what}": mean_iou(total) for what, total in counts.items()})
         train_with_frozen_batchnorm(step)
         if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
-            checkpoint.save_weights(runs.numbered(folder, "ssdd", epoch), step.ddnet)
-            checkpoint.save_weights(runs.numbered(folder, "seg", epoch), step.segmentation)
+            checkpoint.save_weights(runs.numbered(folder, "ssdd", epoch), step.ddnet, config)
+            checkpoint.save_weights(runs.numbered(folder, "seg", epoch), step.segmentation, config)
 
     train(
         config,

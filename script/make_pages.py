@@ -403,7 +403,7 @@ def index_page(config: Config, folder: Path) -> dict:
         state = f"epoch {done} of {epochs}" if epochs else "done" if timed else "–"
         if not lines and (path / "config.json").exists():
             state = "started"
-        running |= done < epochs or state == "started"
+        running = done < epochs or state == "started" or (state == "–" and running)
         rows.append({
             "stage": title,
             "state": state,
