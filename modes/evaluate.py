@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from datasets.errors import InputError
 from datasets.files import atomic_write
 from datasets.training_sets import as_tensor
-from datasets.voc import mask_path, read_ids, read_image, write_mask
+from datasets.voc import class_names, mask_path, read_ids, read_image, write_mask
 from models.crf import CrfKernel, CrfWorkers, dense_crf
 from models.segmentation import multiscale_probabilities, resize
 from modes.networks import build, network_input
@@ -48,6 +49,9 @@ def run(config: Config) -> None:
         weights = runs.weights_or(config, Path(config.weights), command)
     else:
         weights = runs.finished(config.run_folder(2), "seg", command, config)
+    trained, classes = checkpoint.load_description(weights)[1], class_names(config.voc_root)
+    if trained != classes:
+        raise InputError(f"{weights} knows other classes ({' '.join(trained)}) than {config.voc_root} has")
     network, _ = build(config, dynamic=False)
     checkpoint.load_into(network, weights, unused=("seg_sub.",))
     network.to(device, memory_format=layout).eval()
@@ -77,6 +81,7 @@ def run(config: Config) -> None:
         note_pass(folder, len(mine), started)
         report(config, ids, kinds)
         refresh(config, "val")
+        print(f"next: python -m tools.predict PICTURES --weights {weights} --out masks")
 
 
 def write_masks(

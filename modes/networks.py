@@ -13,7 +13,7 @@ from datasets.labels import store_path
 from datasets.pictures import difference_colours, mask_colours, write_photo, write_picture
 from datasets.training_sets import SeedSamples
 from datasets.transforms import normalise
-from datasets.voc import CLASSES, mask_path, read_mask, write_mask
+from datasets.voc import class_names, mask_path, read_mask, write_mask
 from models.ddnet import DDNet
 from models.resnet38 import train_with_frozen_batchnorm
 from models.segmentation import SegmentationNetwork
@@ -27,10 +27,11 @@ from tools.training import cosine_rate, sgd, train
 
 def build(config: Config, dynamic: bool) -> tuple[SegmentationNetwork, DDNet]:
     """Fresh networks of a mode: one head and DD module, or two."""
+    classes = len(class_names(config.voc_root))
     segmentation = SegmentationNetwork(
-        len(CLASSES), config.width, config.head_dilation, dynamic, config.dropout, config.backbone_dilation
+        classes, config.width, config.head_dilation, dynamic, config.dropout, config.backbone_dilation
     )
-    return segmentation, DDNet(2 if dynamic else 1, len(CLASSES), config.width)
+    return segmentation, DDNet(2 if dynamic else 1, classes, config.width)
 
 
 def seed_samples(config: Config, ids: list[str], sides: tuple[int, int] | None, **options) -> SeedSamples:
@@ -92,8 +93,9 @@ def train_ssdd(
             history.epoch(epoch, {f"miou_{what}": mean_iou(total) for what, total in counts.items()})
         train_with_frozen_batchnorm(step)
         if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
-            checkpoint.save_weights(runs.numbered(folder, "ssdd", epoch), step.ddnet, config)
-            checkpoint.save_weights(runs.numbered(folder, "seg", epoch), step.segmentation, config)
+            classes = class_names(config.voc_root)
+            checkpoint.save_weights(runs.numbered(folder, "ssdd", epoch), step.ddnet, config, classes)
+            checkpoint.save_weights(runs.numbered(folder, "seg", epoch), step.segmentation, config, classes)
 
     train(
         config,
@@ -175,12 +177,13 @@ def count_pixels(root: str, batch: dict, result: StepResult, counts: dict[str, n
     for n, image_id in enumerate(batch["id"]):
         if not mask_path(root, image_id).exists():
             continue
-        truth = read_mask(mask_path(root, image_id))
+        classes = batch["present"].shape[1]
+        truth = read_mask(mask_path(root, image_id), classes)
         for number, module in enumerate(result.modules, 1):
             for what, masks in {"k": module.knowledge, "a": module.advice, "d": module.refined}.items():
                 mask = masks[n].cpu().numpy().astype(np.uint8)
                 mask = cv2.resize(mask, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
-                counts[f"{what}{number}"] = counts.get(f"{what}{number}", 0) + confusion(truth, mask)
+                counts[f"{what}{number}"] = counts.get(f"{what}{number}", 0) + confusion(truth, mask, classes)
 
 
 def module_figures(result: StepResult) -> dict[str, torch.Tensor]:

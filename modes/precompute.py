@@ -11,7 +11,7 @@ from datasets.errors import InputError
 from datasets.labels import save_differences, store_path
 from datasets.pictures import difference_colours, write_picture
 from datasets.training_sets import read_seed
-from datasets.voc import CLASSES, image_size, read_ids, write_mask
+from datasets.voc import class_names, image_size, read_ids, write_mask
 from models.steps import Integration, StaticStep, integrated
 from modes.networks import build, network_input, seed_samples
 from script.make_pages import refresh, refresh_now_and_then
@@ -91,7 +91,7 @@ def refine_seed(
 ) -> np.ndarray:
     """The static SSDD seed of an image at its own size, H×W uint8: PSA and PSA+CRF integrated by upsampled maps."""
     size = image_size(config.voc_root, image_id)
-    masks, present = [], torch.zeros(1, len(CLASSES))
+    masks, present = [], torch.zeros(1, len(class_names(config.voc_root)))
     for kind in ("out_aff", "out_aff_crf"):
         seed = read_seed(config.labels_folder(kind), image_id, size)
         classes = torch.from_numpy(seed.classes)

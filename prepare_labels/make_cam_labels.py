@@ -14,7 +14,7 @@ import torch
 from datasets.errors import program
 from datasets.labels import save_maps, store_path
 from datasets.transforms import normalise
-from datasets.voc import CLASSES, read_ids, read_image, read_present
+from datasets.voc import class_names, read_ids, read_image, read_present
 from models.affinity import seed_maps
 from models.classifier import Classifier, multiscale_cam
 from models.crf import CrfKernel, CrfWorkers, dense_crf
@@ -33,7 +33,8 @@ def run(config: Config) -> None:
     command = f"python -m prepare_labels.train_cls{config.flags()}"
     weights = runs.weights_or(config, config.label_network("cls"), command)
     folders = [config.labels_folder(kind) for kind in KINDS]
-    classifier = Classifier(len(CLASSES) - 1, config.width, config.dropout, config.backbone_dilation)
+    foreground = len(class_names(config.voc_root)) - 1
+    classifier = Classifier(foreground, config.width, config.dropout, config.backbone_dilation)
     checkpoint.load_into(classifier, weights)
     for folder in folders:
         runs.claim_folder(folder, config, "make_cam_labels", [weights, *runs.training_data(config)])

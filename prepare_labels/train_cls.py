@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from datasets.errors import program
 from datasets.training_sets import ImageLabelSamples
-from datasets.voc import CLASSES, read_ids
+from datasets.voc import class_names, read_ids
 from models.classifier import Classifier
 from models.resnet38 import train_with_frozen_batchnorm
 from script.make_pages import refresh
@@ -30,7 +30,8 @@ def run(config: Config) -> None:
     ids = read_ids(config.voc_root, config.train_split)
     path = config.label_network("cls")
     torch.manual_seed(config.seed)
-    classifier = Classifier(len(CLASSES) - 1, config.width, config.dropout, config.backbone_dilation)
+    classes = len(class_names(config.voc_root)) - 1
+    classifier = Classifier(classes, config.width, config.dropout, config.backbone_dilation)
     if config.weights:
         checkpoint.load_into(classifier, config.weights, new=("fc8.",))
     made_from = [Path(config.weights)] if config.weights else []

@@ -25,7 +25,7 @@ from PIL import Image
 from datasets.errors import InputError, program
 from datasets.labels import load_maps, store_path
 from datasets.pictures import scale_colours
-from datasets.voc import CLASSES, IGNORE, PALETTE, image_path, mask_path, read_ids, read_mask
+from datasets.voc import IGNORE, PALETTE, class_names, image_path, mask_path, read_ids, read_mask
 from tools import history
 from tools.config import Config, parse
 from tools.metrics import confusion, iou
@@ -96,7 +96,7 @@ def refresh_now_and_then(config: Config, *names: str) -> None:
 
 def write_page(folder: Path, name: str, config: Config, data: dict) -> None:
     """One page: script/page.html filled in. `data` becomes JSON in which no tag can end or begin."""
-    classes = [{"name": c, "colour": "#" + bytes(PALETTE[i]).hex()} for i, c in enumerate(CLASSES)]
+    classes = [{"name": c, "colour": "#" + bytes(PALETTE[i]).hex()} for i, c in enumerate(class_names(config.voc_root))]
     data = {"classes": classes, "wrong": {k: "#" + bytes(v).hex() for k, v in WRONG.items()}} | data
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
@@ -146,9 +146,9 @@ def labels_page(config: Config, folder: Path) -> dict:
     shown = [ids[i] for i in places if store_path(stores["cam"], ids[i]).exists()]
     if not shown:
         raise InputError("There are no seeds yet: python -m prepare_labels.make_cam_labels writes the first.")
-    root, made = config.voc_root, folder / "labels"
+    root, made, classes = config.voc_root, folder / "labels", len(class_names(config.voc_root))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rows = list(pool.map(lambda image_id: label_row(root, stores, made, image_id), shown))
+        rows = list(pool.map(lambda image_id: label_row(root, stores, made, image_id, classes), shown))
     columns = [
         _column("image", "image", image_path(root, "ID"), folder),
         _column("cam", "CAM", made / "ID_cam.png", folder),
@@ -171,11 +171,12 @@ def labels_page(config: Config, folder: Path) -> dict:
 def validation_page(config: Config, folder: Path) -> dict:
     ids = read_ids(config.voc_root, config.split)
     masks, root, made = config.validation_folder(), config.voc_root, folder / "wrong"
+    classes = len(class_names(root))
     shown = [image_id for image_id in ids if (masks / "crf" / f"{image_id}.png").exists()]
     if not shown:
         raise InputError(f"There are no masks yet: python main_ssdd.py --mode=3{config.flags()} writes them.")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rows = list(pool.map(lambda image_id: validation_row(root, masks, made, image_id), shown))
+        rows = list(pool.map(lambda image_id: validation_row(root, masks, made, image_id, classes), shown))
     columns = [
         _column("image", "image", image_path(root, "ID"), folder),
         _column("mask", "mask", masks / "mask" / "ID.png", folder),
@@ -199,17 +200,20 @@ def _column(key: str, title: str, path: Path, folder: Path) -> dict:
     return {"key": key, "title": title, "before": link(path.parent, folder) + "/" + before, "after": after}
 
 
-def label_row(root: str, stores: dict[str, Path], made: Path, image_id: str) -> dict:
+def label_row(root: str, stores: dict[str, Path], made: Path, image_id: str, classes: int) -> dict:
     paths = {key: store_path(folder, image_id) for key, folder in stores.items()}
     truth = _stamped(mask_path(root, image_id))
-    return _label_row(str(made), image_id, truth, tuple((key, _stamped(path)) for key, path in paths.items()))
+    files = tuple((key, _stamped(path)) for key, path in paths.items())
+    return _label_row(str(made), image_id, truth, files, classes)
 
 
 @cache
-def _label_row(made: str, image_id: str, truth_file: "Stamped", stores: tuple[tuple[str, "Stamped"], ...]) -> dict:
-    truth = read_mask(truth_file[0]) if truth_file else None
+def _label_row(
+    made: str, image_id: str, truth_file: "Stamped", stores: tuple[tuple[str, "Stamped"], ...], classes: int
+) -> dict:
+    truth = read_mask(truth_file[0], classes) if truth_file else None
     row = {"id": image_id, "grids": {}, "scores": {}, "missing": []}
-    classes: set[int] = set()
+    there: set[int] = set()
     for key, file in stores:
         if not file:
             row["missing"].append(key)
@@ -217,44 +221,46 @@ def _label_row(made: str, image_id: str, truth_file: "Stamped", stores: tuple[tu
         seed = load_maps(file[0])
         mask = seed.classes[seed.maps.argmax(axis=0)].astype(np.uint8)
         row["size"] = mask.shape[::-1]
-        classes |= set(seed.classes.tolist())
+        there |= set(seed.classes.tolist())
         picture = Path(made) / f"{image_id}_{key}.png"
         if not _newer(picture, file[1]):
             _save_small(picture, scale_colours(seed.maps.max(axis=0).clip(0, 1)) if key == "cam" else mask)
         row["grids"][key] = grid(mask)
         if key != "cam" and truth is not None and truth.shape == mask.shape:
-            row["scores"][key] = scores(confusion(truth, mask))
+            row["scores"][key] = scores(confusion(truth, mask, classes))
     if truth is None:
         row["missing"].append("truth")
     else:
         row["grids"]["truth"] = grid(truth)
-    row["classes"] = sorted(classes - {0})
+    row["classes"] = sorted(there - {0})
     return row
 
 
-def validation_row(root: str, masks: Path, made: Path, image_id: str) -> dict:
+def validation_row(root: str, masks: Path, made: Path, image_id: str, classes: int) -> dict:
     files = tuple(_stamped(masks / kind / f"{image_id}.png") for kind in ("mask", "crf"))
-    return _validation_row(str(made / f"{image_id}.png"), image_id, _stamped(mask_path(root, image_id)), files)
+    return _validation_row(str(made / f"{image_id}.png"), image_id, _stamped(mask_path(root, image_id)), files, classes)
 
 
 @cache
-def _validation_row(wrong: str, image_id: str, truth_file: "Stamped", files: tuple["Stamped", ...]) -> dict:
-    masks = {key: read_mask(file[0]) for key, file in zip(("mask", "crf"), files, strict=True) if file}
-    truth = read_mask(truth_file[0]) if truth_file else None
+def _validation_row(
+    wrong: str, image_id: str, truth_file: "Stamped", files: tuple["Stamped", ...], classes: int
+) -> dict:
+    masks = {key: read_mask(file[0], classes) for key, file in zip(("mask", "crf"), files, strict=True) if file}
+    truth = read_mask(truth_file[0], classes) if truth_file else None
     row = {"id": image_id, "size": masks["crf"].shape[::-1], "scores": {}, "missing": []}
     row["grids"] = {key: grid(mask) for key, mask in masks.items()}
     row["missing"] = [key for key in ("mask", "crf") if key not in masks]
     if truth is not None and truth.shape == masks["crf"].shape:
         row["grids"]["truth"] = grid(truth)
-        counts = {key: confusion(truth, mask) for key, mask in masks.items()}
+        counts = {key: confusion(truth, mask, classes) for key, mask in masks.items()}
         row["scores"] = {key: scores(found) for key, found in counts.items()}
-        classes = set(np.flatnonzero(counts["crf"].sum(axis=1) + counts["crf"].sum(axis=0)[:-1]).tolist())
+        there = set(np.flatnonzero(counts["crf"].sum(axis=1) + counts["crf"].sum(axis=0)[:-1]).tolist())
         if not _newer(Path(wrong), max(truth_file[1], *(file[1] for file in files if file))):
             _save_wrong(Path(wrong), truth, masks["crf"])
     else:
         row["missing"] += ["truth", "wrong"]
-        classes = set(np.unique(masks["crf"]).tolist())
-    row["classes"] = sorted(classes - {0, IGNORE})
+        there = set(np.unique(masks["crf"]).tolist())
+    row["classes"] = sorted(there - {0, IGNORE})
     return row
 
 
@@ -369,7 +375,7 @@ def training_page(config: Config, mode: int, folder: Path, groups: dict[str, lis
 
 @cache
 def _grid_of(path: str, stamp: int) -> str:
-    return grid(read_mask(path))
+    return grid(read_mask(path, IGNORE))
 
 
 def progress_of(folder: Path) -> tuple[int, int]:
@@ -465,7 +471,8 @@ def results(config: Config) -> list[dict]:
         content = _json(path)
         rows = {name: value for name, value in content.items() if isinstance(value, dict) and "iou" in value}
         if rows:
-            shown = [c for c in CLASSES if any(row["iou"].get(c) is not None for row in rows.values())]
+            names = next(iter(rows.values()))["iou"]
+            shown = [c for c in names if any(row["iou"].get(c) is not None for row in rows.values())]
             lines = [{"name": n, "miou": r["miou"], "iou": [r["iou"].get(c) for c in shown]} for n, r in rows.items()]
             images = next(iter(rows.values())).get("images")
             tables.append({"file": path.name, "images": images, "classes": shown, "rows": lines})

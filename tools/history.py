@@ -25,19 +25,19 @@ class History:
 
     Args:
         folder: of the run; receives history.jsonl and tensorboard/.
-        done: complete epochs; what was noted after them is dropped, as these epochs are trained again.
+        done: epochs trained before; what was noted after them is dropped, as it is trained again.
         steps: of an epoch.
     """
 
-    def __init__(self, folder: Path, done: int, steps: int):
+    def __init__(self, folder: Path, done: float, steps: int):
         self.path, self.steps = folder / FILE, steps
-        kept = [line for line in read(folder) if line.get("epoch", 0) <= done]
+        kept = [line for line in read(folder) if line.get("epoch", 0) <= done + 1e-9]
         if done and kept:
             with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         else:
             self.path.unlink(missing_ok=True)
-        self.writer = SummaryWriter(folder / "tensorboard", purge_step=done * steps)
+        self.writer = SummaryWriter(folder / "tensorboard", purge_step=round(done * steps))
 
     def step(self, step: int, figures: dict[str, float]) -> None:
         """step: counted over the whole run."""
