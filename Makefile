@@ -33,7 +33,7 @@ demo: .venv/installed
 	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split val \
 	  "dynamic SSDD=$(OUT)/validation/ssdd/mask" "dynamic SSDD + CRF=$(OUT)/validation/ssdd/crf" \
 	  --json $(OUT)/val.json
-	@echo; echo "Pictures: $(OUT)/logs/sssdd_ssdd/imgs  $(OUT)/logs/dssdd_ssdd/imgs  $(OUT)/precompute/ssdd  $(OUT)/validation/ssdd"
+	@echo; $(BIN)/python -m script.make_pages $(FLAGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q tests

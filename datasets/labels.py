@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular
-from datasets.voc import CLASSES
+from datasets.voc import IGNORE
 
 VERSION = 1
 CELL = 8
@@ -91,7 +91,7 @@ def load_maps(path: str | Path) -> SeedMaps:
     """
     fields = _read_fields(Path(path), ("classes", "size", "maps", "made_by"))
     classes, maps = fields["classes"], fields["maps"]
-    if classes.ndim != 1 or not set(classes.tolist()) <= set(range(len(CLASSES))) or fields["size"].dtype.kind != "i":
+    if classes.ndim != 1 or not set(classes.tolist()) <= set(range(IGNORE)) or fields["size"].dtype.kind != "i":
         raise InputError(f"{path}: the fields classes or size cannot be right; make it anew")
     size = tuple(fields["size"].ravel().tolist())
     grid = len(size) == 2 and maps.dtype == np.float32 and maps.shape == (len(classes), *grid_size(size))

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.files import atomic_write
+from datasets.voc import PALETTE
 
 
 def write_photo(path: str | Path, image: np.ndarray) -> None:
@@ -15,9 +16,23 @@ def write_photo(path: str | Path, image: np.ndarray) -> None:
         Image.fromarray(image).save(temporary, format="JPEG", quality=90)
 
 
-def write_difference(path: str | Path, d: np.ndarray) -> None:
-    """Write difference logits h×w as the viridis-coloured sigmoid: dark = unchanged, yellow = changed."""
-    probability = (1 + np.tanh(d.astype(np.float64) / 2)) / 2
-    bgr = cv2.applyColorMap((255 * probability).round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+def write_picture(path: str | Path, pixels: np.ndarray) -> None:
+    """Write H×W×3 uint8 RGB as a PNG."""
     with atomic_write(path) as temporary:
-        Image.fromarray(bgr[..., ::-1]).save(temporary, format="PNG")
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def difference_colours(d: np.ndarray) -> np.ndarray:
+    """Difference logits h×w as the viridis-coloured sigmoid, h×w×3 uint8: dark = unchanged, yellow = changed."""
+    return scale_colours((1 + np.tanh(d.astype(np.float64) / 2)) / 2)
+
+
+def scale_colours(share: np.ndarray) -> np.ndarray:
+    """h×w of 0…1 in viridis, h×w×3 uint8 RGB."""
+    bgr = cv2.applyColorMap((255 * share).round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    return np.ascontiguousarray(bgr[..., ::-1])
+
+
+def mask_colours(mask: np.ndarray) -> np.ndarray:
+    """Class indices h×w in VOC's colours, h×w×3 uint8 RGB."""
+    return PALETTE[mask]

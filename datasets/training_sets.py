@@ -19,7 +19,7 @@ from datasets.transforms import (
     random_square,
     resize_square,
 )
-from datasets.voc import IGNORE, read_image, read_mask, read_present
+from datasets.voc import IGNORE, class_names, read_image, read_mask, read_present
 
 CELL = 8
 
@@ -202,7 +202,7 @@ class FixedSeedSamples(Dataset):
         if not path.exists():
             seed = read_seed(self.seeds, image_id, size, read_present(self.root, image_id))
             return seed.classes, seed.maps
-        mask = read_mask(path)
+        mask = read_mask(path, len(class_names(self.root)))
         if mask.shape != tuple(size):
             raise InputError(f"{path}: the mask is {mask.shape}, the image {tuple(size)}; make it again")
         classes = np.unique(mask).astype(np.int64)

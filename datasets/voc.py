@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 on disk: lists, photographs, image-level labels from Annotations, palette masks."""
+"""PASCAL VOC 2012, or own data in its layout: lists, photographs, image-level labels, classes, palette masks."""
 
 import gzip
 import io
@@ -8,6 +8,7 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ CLASSES = tuple(
     "pottedplant sheep sofa train tvmonitor".split()
 )
 IGNORE = 255
+CLASSES_FILE = "classes.txt"
 
 # A bare id, or the pair "/JPEGImages/ID.jpg /SegmentationClass/ID.png" that other programs' lists have.
 _LIST_LINE = re.compile(r"^(?:/?JPEGImages/)?(?P<id>\w[\w-]*)(?:\.jpg)?(?:\s+\S+)?$")
@@ -46,6 +48,33 @@ def colour_map() -> np.ndarray:
 
 
 PALETTE = colour_map()
+
+
+def class_names(root: str | Path) -> tuple[str, ...]:
+    """The classes of a data set, background first: the lines of ROOT/classes.txt, or VOC's 20 where there is none.
+
+    Raises:
+        InputError: the file cannot be read, names a class twice, or more than the 254 that a mask can hold.
+    """
+    path = Path(root) / CLASSES_FILE
+    try:
+        return _class_names(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return CLASSES
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a list of class names ({error})") from None
+
+
+@cache
+def _class_names(path: Path, stamp: int) -> tuple[str, ...]:
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = names[1:] if names[:1] == ["background"] else names
+    twice = next((name for n, name in enumerate(names) if name in names[:n] or name == "background"), None)
+    if twice:
+        raise InputError(f"{path} names the class {twice!r} twice; background is always there")
+    if not 0 < len(names) < IGNORE:
+        raise InputError(f"{path} names {len(names)} classes, needed: 1 to {IGNORE - 1}, one a line")
+    return ("background", *names)
 
 
 def read_ids(root: str | Path, split: str) -> list[str]:
@@ -150,14 +179,30 @@ def _scans(file: BinaryIO) -> int:
 
 
 def read_present(root: str | Path, image_id: str) -> np.ndarray:
-    """Image-level labels from Annotations/<id>.xml: (21,) float32 of zeros and ones, background (first) always 1.
+    """Image-level labels from Annotations/<id>.xml: (C,) float32 of zeros and ones, background (first) always 1.
 
     Every object counts, also those marked difficult, as in PSA.
 
     Raises:
         InputError: the file is missing, no VOC annotation, or names an unknown class or none.
     """
-    path = Path(root) / "Annotations" / f"{image_id}.xml"
+    path, classes = Path(root) / "Annotations" / f"{image_id}.xml", class_names(root)
+    present = np.zeros(len(classes), np.float32)
+    present[0] = 1
+    for name in read_names(path):
+        if name not in classes[1:]:
+            known = f"{len(classes) - 1} of {CLASSES_FILE}" if classes != CLASSES else "VOC's 20"
+            raise InputError(f"{path} names the class {name[:40]!r}, which is none of {known}")
+        present[classes.index(name)] = 1
+    return present
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of the objects in a VOC annotation, at least one.
+
+    Raises:
+        InputError: the file is missing, no VOC annotation, or names no object.
+    """
     try:
         data = read_bytes(path, _LARGEST_XML)
     except FileNotFoundError:
@@ -174,16 +219,10 @@ def read_present(root: str | Path, image_id: str) -> np.ndarray:
         raise InputError(f"{path} is not readable XML ({error})") from None
     if not names:
         raise InputError(f"{path} names no object: nothing can be learned from an image without a label, unlist its id")
-    present = np.zeros(len(CLASSES), np.float32)
-    present[0] = 1
-    for name in names:
-        if name not in CLASSES[1:]:
-            raise InputError(f"{path} names the class {name[:40]!r}, which is none of VOC's 20")
-        present[CLASSES.index(name)] = 1
-    return present
+    return names
 
 
-def read_mask(path: str | Path) -> np.ndarray:
+def read_mask(path: str | Path, classes: int = len(CLASSES)) -> np.ndarray:
     """A palette or grey PNG mask as H×W uint8: class indices, 255 = ignore.
 
     Raises:
@@ -197,9 +236,9 @@ def read_mask(path: str | Path) -> np.ndarray:
         return np.array(image)
 
     mask = _decode(path, indices)
-    unknown = np.setdiff1d(mask, [*range(len(CLASSES)), IGNORE])
+    unknown = mask[(mask >= classes) & (mask != IGNORE)]
     if unknown.size:
-        raise InputError(f"{path} holds the index {unknown[0]}, which is no class (0…{len(CLASSES) - 1}, 255 = ignore)")
+        raise InputError(f"{path} holds the index {unknown[0]}, which is no class (0…{classes - 1}, 255 = ignore)")
     return mask
 
 

@@ -10,14 +10,15 @@ from models.crf import CrfWorkers, masks_after_crf
 from models.exact_crf import exact_masks
 from models.steps import DynamicStep, StepResult, integrated
 from modes.networks import (
-    advice_share,
     build,
     freeze_for_ssdd,
+    module_figures,
     network_input,
     seed_samples,
     start_from_classifier,
     train_ssdd,
 )
+from script.make_pages import refresh
 from tools import distributed, runs
 from tools.config import Config
 from tools.training import wrapped
@@ -73,9 +74,10 @@ def run(config: Config) -> None:
         def losses(batch: dict) -> tuple[dict, dict]:
             with distributed.autocast(device, config.precision):
                 result = result_of(batch, parallel)
-            return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, advice_share(result)
+            return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
 
         train_ssdd(config, 2, device, step, samples, losses, result_of)
     if distributed.rank() == 0:
+        refresh(config, "dssdd")
         print(f"mode 2: wrote {last}, pictures in {folder / 'imgs'}")
         print(f"next: python main_ssdd.py --mode=3{config.flags()}")

@@ -1,6 +1,7 @@
 """Mode 3: multi-scale inference with seg_main, dense CRF, mIoU."""
 
 import json
+import time
 from pathlib import Path
 
 import cv2
@@ -8,15 +9,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from datasets.errors import InputError
 from datasets.files import atomic_write
 from datasets.training_sets import as_tensor
-from datasets.voc import mask_path, read_ids, read_image, write_mask, write_submission
+from datasets.voc import class_names, mask_path, read_ids, read_image, write_mask, write_submission
 from models.crf import CrfKernel, CrfWorkers, dense_crf
 from models.segmentation import multiscale_probabilities, resize
 from modes.networks import build, network_input
+from script.make_pages import refresh, refresh_now_and_then
 from tools import checkpoint, distributed, runs
 from tools.config import Config
 from tools.eval_masks import as_markdown, evaluate
+from tools.history import note_pass
 from tools.progress import progress
 from tools.training import load_batches
 
@@ -46,12 +50,16 @@ def run(config: Config) -> None:
         weights = runs.weights_or(config, Path(config.weights), command)
     else:
         weights = runs.finished(config.run_folder(trained_by), "seg", command, config)
+    trained, classes = checkpoint.load_description(weights)[1], class_names(config.voc_root)
+    if trained != classes:
+        raise InputError(f"{weights} knows other classes ({' '.join(trained)}) than {config.voc_root} has")
     network, _ = build(config, dynamic=False)
     checkpoint.load_into(network, weights, unused=("seg_sub.",))
     network.to(device, memory_format=layout).eval()
     runs.claim_folder(folder, config, "mode 3", [weights])
 
     kinds = {"mask": folder / "mask", "mask after CRF": folder / "crf"}
+    started = time.perf_counter()
     mine = [
         (place, 0)
         for place in distributed.shard(range(len(ids)))
@@ -68,12 +76,16 @@ def run(config: Config) -> None:
                 image = read_image(config.voc_root, image_id)
                 workers.queue(write_masks, image, maps, outputs, config.crf_eval, config.crf_kernel())
             bar.update(len(batch["id"]))
+            refresh_now_and_then(config, "val")
     distributed.barrier()
     if distributed.rank() == 0:
+        note_pass(folder, len(mine), started)
         report(config, ids, kinds)
         if config.submit:
             write_submission(config.submit, folder / "crf", config.voc_root, ids)
             print(f"mode 3: packed {len(ids)} masks for VOC's evaluation server into {config.submit}")
+        refresh(config, "val")
+        print(f"next: python -m tools.predict PICTURES --weights {weights} --out masks")
 
 
 def write_masks(

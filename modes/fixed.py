@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from datasets.errors import InputError
 from datasets.labels import store_path
 from datasets.training_sets import FixedSeedSamples
-from datasets.voc import IGNORE, mask_path, read_ids
+from datasets.voc import IGNORE, class_names, mask_path, read_ids
 from modes.networks import build, freeze_for_ssdd, network_input, segmentation_optimiser, start_from_classifier
+from script.make_pages import refresh
 from tools import checkpoint, distributed, runs
 from tools.config import SEED_SOURCES, Config
+from tools.history import History
 from tools.training import cosine_rate, train, wrapped
 
 
@@ -41,9 +43,11 @@ def run(config: Config) -> None:
             logits = parallel(network_input(batch, layout)).main.logits
         return {"loss_seg": F.cross_entropy(logits, batch["seed"], ignore_index=IGNORE)}, {}
 
-    def after_epoch(epoch: int) -> None:
+    classes = class_names(config.voc_root)
+
+    def after_epoch(epoch: int, _: History | None) -> None:
         if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
-            checkpoint.save_weights(runs.numbered(folder, "seg", epoch), segmentation)
+            checkpoint.save_weights(runs.numbered(folder, "seg", epoch), segmentation, config, classes)
 
     train(
         config,
@@ -57,8 +61,10 @@ def run(config: Config) -> None:
         config.bn,
         losses,
         after_epoch,
+        "index",
     )
     if distributed.rank() == 0:
+        refresh(config)
         print(f"mode 4: wrote {last}")
         print(f"next: python main_ssdd.py --mode=3 --seed_source={config.seed_source}{config.flags()}")
 

@@ -3,31 +3,35 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import default_collate
 
 from datasets.labels import store_path
-from datasets.pictures import write_difference, write_photo
+from datasets.pictures import difference_colours, mask_colours, write_photo, write_picture
 from datasets.training_sets import SeedSamples
 from datasets.transforms import normalise
-from datasets.voc import CLASSES, write_mask
+from datasets.voc import class_names, mask_path, read_mask, write_mask
 from models.ddnet import DDNet
 from models.resnet38 import train_with_frozen_batchnorm
 from models.segmentation import SegmentationNetwork
 from models.steps import StepResult
 from tools import checkpoint, distributed, runs
 from tools.config import Config
+from tools.history import History
+from tools.metrics import confusion, mean_iou
 from tools.training import cosine_rate, sgd, train
 
 
 def build(config: Config, dynamic: bool) -> tuple[SegmentationNetwork, DDNet]:
     """Fresh networks of a mode: one head and DD module, or two."""
+    classes = len(class_names(config.voc_root))
     segmentation = SegmentationNetwork(
-        len(CLASSES), config.width, config.head_dilation, dynamic, config.dropout, config.backbone_dilation
+        classes, config.width, config.head_dilation, dynamic, config.dropout, config.backbone_dilation
     )
-    return segmentation, DDNet(2 if dynamic else 1, len(CLASSES), config.width)
+    return segmentation, DDNet(2 if dynamic else 1, classes, config.width)
 
 
 def seed_samples(config: Config, ids: list[str], sides: tuple[int, int] | None, **options) -> SeedSamples:
@@ -74,17 +78,22 @@ def train_ssdd(
     ]
     shown = PictureSamples(config, samples)
 
-    def after_epoch(epoch: int) -> None:
+    def after_epoch(epoch: int, history: History | None) -> None:
         step.eval()
+        counts = {}
         with torch.no_grad(), distributed.autocast(device, config.precision):
             for batch in shown.batches(device):
                 result = result_of(batch)
-                if distributed.rank() == 0:
-                    write_pictures(folder / "imgs", epoch, batch, result)
+                if history is not None:
+                    write_pictures(folder / "imgs", epoch, batch, result, history)
+                    count_pixels(config.voc_root, batch, result, counts)
+        if counts:
+            history.epoch(epoch, {f"miou_{what}": mean_iou(total) for what, total in counts.items()})
         train_with_frozen_batchnorm(step)
         if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
-            checkpoint.save_weights(runs.numbered(folder, "ssdd", epoch), step.ddnet)
-            checkpoint.save_weights(runs.numbered(folder, "seg", epoch), step.segmentation)
+            classes = class_names(config.voc_root)
+            checkpoint.save_weights(runs.numbered(folder, "ssdd", epoch), step.ddnet, config, classes)
+            checkpoint.save_weights(runs.numbered(folder, "seg", epoch), step.segmentation, config, classes)
 
     train(
         config,
@@ -98,6 +107,7 @@ def train_ssdd(
         config.bn,
         losses,
         after_epoch,
+        "sssdd" if mode == 0 else "dssdd",
     )
 
 
@@ -141,28 +151,53 @@ class PictureSamples:
             yield {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-def write_pictures(folder: Path, epoch: int, batch: dict, result: StepResult) -> None:
+def write_pictures(folder: Path, epoch: int, batch: dict, result: StepResult, history: History) -> None:
     """<id>_<epoch>_<what>.png for what = k1 a1 dk1 da1 d1, in mode 2 also k2 … d2; <id>.jpg once.
 
     k, a: knowledge and advice; dk, da: their difference maps; d: the integrated mask; 1, 2: the SSDD module.
+    TensorBoard gets K, d_K, d_A, A and the integrated mask side by side, one row a module.
     """
     for n, image_id in enumerate(batch["id"]):
         photo = folder / f"{image_id}.jpg"
         if not photo.exists():
             write_photo(photo, batch["image"][n].movedim(0, -1).cpu().numpy())
+        rows = []
         for number, module in enumerate(result.modules, 1):
+            file = {what: folder / f"{image_id}_{epoch:04d}_{what}{number}.png" for what in ("k", "dk", "da", "a", "d")}
             masks = {"k": module.knowledge, "a": module.advice, "d": module.refined}
+            masks = {what: mask[n].cpu().numpy() for what, mask in masks.items()}
+            maps = {"dk": module.d_k, "da": module.d_a}
+            maps = {what: difference_colours(d[n, 0].float().cpu().numpy()) for what, d in maps.items()}
             for what, mask in masks.items():
-                write_mask(folder / f"{image_id}_{epoch:04d}_{what}{number}.png", mask[n].cpu().numpy())
-            for what, d in {"dk": module.d_k, "da": module.d_a}.items():
-                write_difference(folder / f"{image_id}_{epoch:04d}_{what}{number}.png", d[n, 0].float().cpu().numpy())
+                write_mask(file[what], mask)
+            for what, pixels in maps.items():
+                write_picture(file[what], pixels)
+            colours = maps | {what: mask_colours(mask) for what, mask in masks.items()}
+            rows.append(np.concatenate([colours[what] for what in file], axis=1))
+        history.picture(image_id, np.concatenate(rows), epoch)
 
 
-def advice_share(result: StepResult) -> dict[str, torch.Tensor]:
-    """Of the pixels where knowledge and advice differ, the share at which each module took the advice."""
+def count_pixels(root: str, batch: dict, result: StepResult, counts: dict[str, np.ndarray]) -> None:
+    """Add to `counts` the confusion of each mask of the logged pictures that have a true mask; for people only."""
+    for n, image_id in enumerate(batch["id"]):
+        if not mask_path(root, image_id).exists():
+            continue
+        classes = batch["present"].shape[1]
+        truth = read_mask(mask_path(root, image_id), classes)
+        for number, module in enumerate(result.modules, 1):
+            for what, masks in {"k": module.knowledge, "a": module.advice, "d": module.refined}.items():
+                mask = masks[n].cpu().numpy().astype(np.uint8)
+                mask = cv2.resize(mask, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
+                counts[f"{what}{number}"] = counts.get(f"{what}{number}", 0) + confusion(truth, mask, classes)
+
+
+def module_figures(result: StepResult) -> dict[str, torch.Tensor]:
+    """Of each module: the share of pixels with advice taken, among those where knowledge and advice differ, and the
+    share of images with a missing-class flag."""
     shares = {}
     for number, module in enumerate(result.modules, 1):
         differs = module.knowledge != module.advice
         taken = differs & (module.refined == module.advice)
         shares[f"advice{number}"] = taken.sum() / differs.sum().clamp(min=1)
+        shares[f"flagged{number}"] = module.flags.any(dim=1).float().mean()
     return shares

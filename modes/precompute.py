@@ -1,5 +1,6 @@
 """Mode 1: store the static difference maps d_K, d_A of every training image, and the masks they give."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,15 @@ import torch.nn.functional as F
 
 from datasets.errors import InputError
 from datasets.labels import save_differences, store_path
-from datasets.pictures import write_difference
+from datasets.pictures import difference_colours, write_picture
 from datasets.training_sets import read_seed
-from datasets.voc import CLASSES, image_size, read_ids, write_mask
+from datasets.voc import class_names, image_size, read_ids, write_mask
 from models.steps import Integration, StaticStep, integrated
 from modes.networks import build, network_input, seed_samples
+from script.make_pages import refresh, refresh_now_and_then
 from tools import checkpoint, distributed, runs
 from tools.config import Config
+from tools.history import note_pass
 from tools.progress import progress
 from tools.training import epoch_seed, load_batches
 
@@ -33,6 +36,7 @@ def run(config: Config) -> None:
     runs.claim_folder(folder, config, "mode 1", made_from)
     step = StaticStep(segmentation, ddnet, config.integration()).to(device, memory_format=layout).eval()
 
+    started = time.perf_counter()
     mine = [
         (place, epoch_seed(config.seed, place))
         for place in distributed.shard(range(len(ids)))
@@ -48,8 +52,11 @@ def run(config: Config) -> None:
             for image_id, d_k, d_a in zip(batch["id"], module.d_k.cpu(), module.d_a.cpu(), strict=True):
                 store(config, folder, image_id, d_k, d_a)
             bar.update(len(batch["id"]))
+            refresh_now_and_then(config)
     distributed.barrier()
     if distributed.rank() == 0:
+        note_pass(folder, len(mine), started)
+        refresh(config)
         print(f"mode 1: {folder} is complete; next: python main_ssdd.py --mode=2{config.flags()}")
 
 
@@ -73,8 +80,8 @@ def store(config: Config, folder: Path, image_id: str, d_k: torch.Tensor, d_a: t
     Args:
         d_k, d_a: 1×h×w logits.
     """
-    write_difference(folder / f"{image_id}_dk.png", d_k[0].numpy())
-    write_difference(folder / f"{image_id}_da.png", d_a[0].numpy())
+    write_picture(folder / f"{image_id}_dk.png", difference_colours(d_k[0].numpy()))
+    write_picture(folder / f"{image_id}_da.png", difference_colours(d_a[0].numpy()))
     write_mask(folder / f"{image_id}.png", refine_seed(config, image_id, d_k, d_a, config.seed_integration()))
     save_differences(store_path(folder, image_id), d_k[0].numpy(), d_a[0].numpy(), "static SSDD")
 
@@ -84,7 +91,7 @@ def refine_seed(
 ) -> np.ndarray:
     """The static SSDD seed of an image at its own size, H×W uint8: PSA and PSA+CRF integrated by upsampled maps."""
     size = image_size(config.voc_root, image_id)
-    masks, present = [], torch.zeros(1, len(CLASSES))
+    masks, present = [], torch.zeros(1, len(class_names(config.voc_root)))
     for kind in ("out_aff", "out_aff_crf"):
         seed = read_seed(config.labels_folder(kind), image_id, size)
         classes = torch.from_numpy(seed.classes)

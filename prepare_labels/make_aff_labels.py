@@ -5,6 +5,7 @@
 Writes out_aff (PSA, the knowledge of mode 0, on the feature grid) and out_aff_crf (PSA+CRF, its advice).
 """
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,10 @@ from models.affinity import (
     unpool_from_cells,
 )
 from models.crf import CrfKernel, CrfWorkers, dense_crf
+from script.make_pages import refresh, refresh_now_and_then
 from tools import checkpoint, distributed, runs
 from tools.config import Config, parse
+from tools.history import note_pass
 from tools.progress import progress
 
 
@@ -45,6 +48,7 @@ def run(config: Config) -> None:
     for folder in (walked, refined):
         runs.claim_folder(folder, config, "make_aff_labels", [weights, cams, *runs.training_data(config)])
     network.to(device, memory_format=layout).eval()
+    started = time.perf_counter()
     mine = distributed.shard(ids)
     todo = [i for i in mine if not (store_path(walked, i).exists() and store_path(refined, i).exists())]
     with CrfWorkers(distributed.workers(config.workers)) as workers, progress("PSA", len(todo), len(ids)) as bar:
@@ -70,8 +74,11 @@ def run(config: Config) -> None:
                 config.crf_kernel(),
             )
             bar.update()
+            refresh_now_and_then(config, "labels")
     distributed.barrier()
     if distributed.rank() == 0:
+        note_pass(walked, len(todo), started)
+        refresh(config, "labels")
         print(f"PSA: {walked} and {refined} are complete; next: python main_ssdd.py --mode=0{config.flags()}")
 
 

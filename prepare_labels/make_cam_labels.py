@@ -5,6 +5,7 @@
 Writes out_cam (CAMs of the present classes), out_la_crf and out_ha_crf (CRF with 'perhaps' and 'surely' background).
 """
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from datasets.errors import program
 from datasets.labels import save_maps, store_path
 from datasets.transforms import normalise
-from datasets.voc import CLASSES, read_ids, read_image, read_present
+from datasets.voc import class_names, read_ids, read_image, read_present
 from models.affinity import seed_maps
 from models.classifier import Classifier, multiscale_cam
 from models.crf import CrfKernel, CrfWorkers, dense_crf
+from script.make_pages import refresh, refresh_now_and_then
 from tools import checkpoint, distributed, runs
 from tools.config import Config, parse
+from tools.history import note_pass
 from tools.progress import progress
 
 KINDS = ("out_cam", "out_la_crf", "out_ha_crf")
@@ -30,11 +33,13 @@ def run(config: Config) -> None:
     command = f"python -m prepare_labels.train_cls{config.flags()}"
     weights = runs.weights_or(config, config.label_network("cls"), command)
     folders = [config.labels_folder(kind) for kind in KINDS]
-    classifier = Classifier(len(CLASSES) - 1, config.width, config.dropout, config.backbone_dilation)
+    foreground = len(class_names(config.voc_root)) - 1
+    classifier = Classifier(foreground, config.width, config.dropout, config.backbone_dilation)
     checkpoint.load_into(classifier, weights)
     for folder in folders:
         runs.claim_folder(folder, config, "make_cam_labels", [weights, *runs.training_data(config)])
     classifier.to(device, memory_format=distributed.memory_format(device, config.width)).eval()
+    started = time.perf_counter()
     mine = distributed.shard(ids)
     todo = [image_id for image_id in mine if not all(store_path(folder, image_id).exists() for folder in folders)]
     with CrfWorkers(distributed.workers(config.workers)) as workers, progress("CAM", len(todo), len(ids)) as bar:
@@ -51,8 +56,11 @@ def run(config: Config) -> None:
                 store_cam, folders, image_id, image, classes, cam.cpu().numpy(), alphas, config.crf_labels, kernel
             )
             bar.update()
+            refresh_now_and_then(config, "labels")
     distributed.barrier()
     if distributed.rank() == 0:
+        note_pass(folders[0], len(todo), started)
+        refresh(config, "labels")
         names = ", ".join(str(folder) for folder in folders)
         print(f"CAM: {names} are complete; next: python -m prepare_labels.train_aff{config.flags()}")
 

@@ -12,8 +12,10 @@ from datasets.voc import read_ids
 from models.affinity import AffinityNet, affinity_loss, pair_affinities
 from models.resnet38 import train_with_frozen_batchnorm
 from prepare_labels.train_cls import freeze_first_blocks, groups
+from script.make_pages import refresh
 from tools import checkpoint, distributed, runs
 from tools.config import Config, parse
+from tools.history import History
 from tools.training import poly_rate, sgd, train, wrapped
 
 NEW = ("f8_", "f9.")
@@ -49,7 +51,7 @@ def run(config: Config) -> None:
             features = parallel(batch["x"].contiguous(memory_format=layout))
         return {"loss": affinity_loss(pair_affinities(features), batch["labels"])}, {}
 
-    def after_epoch(epoch: int) -> None:
+    def after_epoch(epoch: int, history: History | None) -> None:
         if epoch == config.epochs and distributed.rank() == 0:
             checkpoint.save_weights(path, network)
 
@@ -65,9 +67,11 @@ def run(config: Config) -> None:
         config.aff_batch,
         losses,
         after_epoch,
+        "labels",
         "--aff-batch",
     )
     if distributed.rank() == 0:
+        refresh(config, "labels")
         print(f"affinity: wrote {path}; next: python -m prepare_labels.make_aff_labels{config.flags()}")
 
 

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 
 from datasets.errors import program
 from datasets.training_sets import ImageLabelSamples
-from datasets.voc import CLASSES, read_ids
+from datasets.voc import class_names, read_ids
 from models.classifier import Classifier
 from models.resnet38 import train_with_frozen_batchnorm
+from script.make_pages import refresh
 from tools import checkpoint, distributed, runs
 from tools.config import Config, parse
+from tools.history import History
 from tools.training import poly_rate, sgd, train, wrapped
 
 
@@ -28,7 +30,8 @@ def run(config: Config) -> None:
     ids = read_ids(config.voc_root, config.train_split)
     path = config.label_network("cls")
     torch.manual_seed(config.seed)
-    classifier = Classifier(len(CLASSES) - 1, config.width, config.dropout, config.backbone_dilation)
+    classes = len(class_names(config.voc_root)) - 1
+    classifier = Classifier(classes, config.width, config.dropout, config.backbone_dilation)
     if config.weights:
         checkpoint.load_into(classifier, config.weights, new=("fc8.",))
     made_from = [Path(config.weights)] if config.weights else []
@@ -57,7 +60,7 @@ def run(config: Config) -> None:
             logits = network(batch["x"].contiguous(memory_format=layout))
         return {"loss": F.multilabel_soft_margin_loss(logits.float(), batch["present"][:, 1:])}, {}
 
-    def after_epoch(epoch: int) -> None:
+    def after_epoch(epoch: int, history: History | None) -> None:
         if epoch == config.epochs - 1 and not config.weights:
             average_statistics_anew(classifier)
         if epoch == config.epochs and distributed.rank() == 0:
@@ -75,9 +78,11 @@ def run(config: Config) -> None:
         config.cls_batch,
         losses,
         after_epoch,
+        "labels",
         "--cls-batch",
     )
     if distributed.rank() == 0:
+        refresh(config, "labels")
         print(f"classifier: wrote {path}; next: python -m prepare_labels.make_cam_labels{config.flags()}")
 
 

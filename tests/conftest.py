@@ -94,6 +94,6 @@ def finished_run(tiny_voc, tmp_path_factory):
 @pytest.fixture
 def own_run(finished_run, own_voc, tmp_path):
     """A Config with its own copy of the set and of what the whole method made from it, without training states."""
-    unneeded = shutil.ignore_patterns("tensorboard", "state.pth")
+    unneeded = shutil.ignore_patterns("tensorboard", "state.pth", "script")
     shutil.copytree(finished_run, tmp_path / "out", ignore=unneeded)
     return tiny(own_voc, tmp_path / "out")

@@ -208,7 +208,7 @@ BAD_FIELDS = {
     "no size": {"size": None},
     "one class": {"classes": np.array([0])},
     "no class": {"classes": np.zeros(0, np.uint8), "maps": np.zeros((0, 40, 50), np.uint8)},
-    "no such class": {"classes": np.array([0, 21])},
+    "no such class": {"classes": np.array([0, 255])},
     "class of text": {"classes": np.array(["cat", "dog"])},
     "number for classes": {"classes": np.array(3)},
     "float64": {"maps": np.zeros((2, 40, 50))},

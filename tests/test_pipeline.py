@@ -25,10 +25,11 @@ def whole_method(flags: list[str]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """What lies in a run's folder, but the notes on time and memory and the pages that show them."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "tensorboard" not in path.parts
+        if path.is_file() and not {"tensorboard", "script", "history.jsonl"} & {*path.parts}
     }
 
 

@@ -147,7 +147,7 @@ class Toy:
     """A network with dropout, trained on Numbers; notes what it does."""
 
     def __init__(self, folder, momentum=0.9, **fields):
-        self.config = replace(demo(), **{"epochs": 3, "seed": 4, "workers": 0, **fields})
+        self.config = replace(demo(), **{"epochs": 3, "seed": 4, "workers": 0, "out": str(folder), **fields})
         torch.manual_seed(self.config.seed)
         self.network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.optimiser = sgd([(list(self.network.parameters()), 2.0)], momentum, 1e-3)
@@ -170,7 +170,8 @@ class Toy:
             Numbers(),
             4,
             self.losses,
-            self.epochs.append,
+            lambda epoch, history: self.epochs.append(epoch),
+            "labels",
         )
         return self
 
@@ -310,10 +311,10 @@ def test_real_run_interrupted_in_its_pictures_ends_bit_by_bit_the_same(finished_
     static.run(configs[0])
     write = networks.write_pictures
 
-    def stopping(folder, epoch, batch, result):
+    def stopping(folder, epoch, *what):
         if epoch == 2:
             raise Stop
-        write(folder, epoch, batch, result)
+        write(folder, epoch, *what)
 
     with monkeypatch.context() as patch:
         patch.setattr(networks, "write_pictures", stopping)

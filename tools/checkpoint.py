@@ -1,9 +1,14 @@
-"""Weights and training states on disk. Everything is loaded with weights_only, so no file can run code."""
+"""Weights and training states on disk. Everything is loaded with weights_only, so no file can run code.
+
+A weights file is a state dict, as the released ones are, or {"state_dict", "config", "classes"}, which says by itself
+what network it belongs to.
+"""
 
 import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -11,9 +16,13 @@ from torch import Tensor, nn
 
 from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular
+from datasets.voc import CLASSES
+from tools.config import Config, check
 
 _LARGEST_FILE = 1 << 36
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Where and on what a training ran says nothing about its network: without them the same training gives the same file.
+_NOT_KEPT = ("voc_root", "out", "weights", "fresh", "device", "workers", "crf_workers")
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
@@ -23,9 +32,38 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         InputError: the file is missing, damaged, or holds anything but named tensors.
     """
     state = load(path)
+    if _described(state):
+        state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in state.items()):
         raise InputError(f"{path} is not a weights file: it must hold named tensors and nothing else")
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def load_description(path: str | Path) -> tuple[Config, tuple[str, ...]]:
+    """The Config that a weights file's network was trained with, and its classes, background first.
+
+    A bare state dict is taken for one of the published network on VOC.
+
+    Raises:
+        InputError: the file is damaged, or what it says cannot be.
+    """
+    content = load(path)
+    if not _described(content):
+        return Config(), CLASSES
+    try:
+        given = {f.name: content["config"][f.name] for f in fields(Config) if f.name in content["config"]}
+        config = replace(Config(), **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        classes = tuple(content["classes"])
+        check(config)
+        if not (1 < len(classes) < 255 and all(isinstance(name, str) for name in classes)):
+            raise ValueError("classes must be 2 to 254 names")
+    except (KeyError, TypeError, ValueError, InputError) as error:
+        raise InputError(f"{path}: its Config or classes cannot be used ({type(error).__name__}: {error})") from None
+    return config, classes
+
+
+def _described(content) -> bool:
+    return isinstance(content, dict) and content.keys() == {"state_dict", "config", "classes"}
 
 
 def load(path: str | Path):
@@ -111,6 +149,14 @@ def save(path: str | Path, content) -> None:
             raise InputError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
-def save_weights(path: str | Path, network: nn.Module) -> None:
-    """The network's state dict on the CPU; its keys are the released checkpoints' keys."""
-    save(path, {key: value.detach().cpu().clone() for key, value in network.state_dict().items()})
+def save_weights(
+    path: str | Path, network: nn.Module, config: Config | None = None, classes: tuple[str, ...] = CLASSES
+) -> None:
+    """The network's state dict on the CPU, whose keys are the released checkpoints' keys; with `config` also what one
+    needs to use it."""
+    state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+    if config is None:
+        save(path, state)
+        return
+    kept = {name: value for name, value in asdict(config).items() if name not in _NOT_KEPT}
+    save(path, {"state_dict": state, "config": kept, "classes": list(classes)})

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from datasets.errors import program
 from datasets.files import atomic_write
-from datasets.voc import PALETTE, mask_path, read_ids, read_image, read_mask
+from datasets.voc import PALETTE, class_names, mask_path, read_ids, read_image, read_mask
 
 SIDE, GAP, TITLE = 128, 4, 16
 COLUMNS = ("image", "true mask", "SSDD", "SSDD + CRF")
@@ -27,7 +27,7 @@ def figure(out: Path, pairs_of_rows: int) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     for place, image_id in enumerate(ids):
         masks = [mask_path(root, image_id), *(validation / kind / f"{image_id}.png" for kind in ("mask", "crf"))]
-        tiles = [read_image(root, image_id), *(PALETTE[read_mask(path)] for path in masks)]
+        tiles = [read_image(root, image_id), *(PALETTE[read_mask(path, len(class_names(root)))] for path in masks)]
         for column, tile in enumerate(tiles):
             x = place // pairs_of_rows * block + column * step
             how = cv2.INTER_NEAREST if column else cv2.INTER_AREA

@@ -15,7 +15,7 @@ import numpy as np
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.labels import load_maps, store_path
-from datasets.voc import CLASSES, mask_path, read_ids, read_mask
+from datasets.voc import class_names, mask_path, read_ids, read_mask
 from tools.metrics import confusion, iou, mean_iou
 
 THRESHOLDS = tuple(np.arange(0.05, 0.65, 0.05).round(2).tolist())
@@ -32,22 +32,23 @@ def evaluate(source: Path, root: str | Path, ids: list[str]) -> dict:
     """
     if not source.is_dir():
         raise InputError(f"{source} is no folder of masks or stored maps")
+    names = class_names(root)
     counts: dict[float | None, np.ndarray] = {}
     for image_id in ids:
-        truth = read_mask(mask_path(root, image_id))
-        masks = masks_of(source, image_id)
+        truth = read_mask(mask_path(root, image_id), len(names))
+        masks = masks_of(source, image_id, len(names))
         if counts and set(masks) != set(counts):
             raise InputError(f"{source} mixes masks with maps that have no background ({image_id}); keep them apart")
         for threshold, mask in masks.items():
             if mask.shape != truth.shape:
                 raise InputError(f"{source}/{image_id}: the mask is {mask.shape}, its true mask {truth.shape}")
-            counts[threshold] = counts.get(threshold, 0) + confusion(truth, mask)
+            counts[threshold] = counts.get(threshold, 0) + confusion(truth, mask, len(names))
     sweep = {threshold: mean_iou(total) for threshold, total in counts.items()}
     best = max(sweep, key=lambda threshold: sweep[threshold])
     per_class = iou(counts[best])
     figures = {
         "miou": sweep[best],
-        "iou": {name: float(v) if np.isfinite(v) else None for name, v in zip(CLASSES, per_class, strict=True)},
+        "iou": {name: float(v) if np.isfinite(v) else None for name, v in zip(names, per_class, strict=True)},
         "images": len(ids),
     }
     if best is not None:
@@ -55,12 +56,14 @@ def evaluate(source: Path, root: str | Path, ids: list[str]) -> dict:
     return figures
 
 
-def masks_of(source: Path, image_id: str) -> dict[float | None, np.ndarray]:
+def masks_of(source: Path, image_id: str, classes: int) -> dict[float | None, np.ndarray]:
     """The image's mask H×W by background threshold; a single one under None where maps have their background."""
     png = source / f"{image_id}.png"
     if png.exists():
-        return {None: read_mask(png)}
+        return {None: read_mask(png, classes)}
     seed = load_maps(store_path(source, image_id))
+    if seed.classes.max() >= classes:
+        raise InputError(f"{store_path(source, image_id)} holds maps of class {seed.classes.max()} of {classes}")
     if seed.classes[0] == 0:
         return {None: seed.classes[seed.maps.argmax(axis=0)]}
     best, winner = seed.maps.max(axis=0), seed.classes[seed.maps.argmax(axis=0)]
@@ -69,7 +72,8 @@ def masks_of(source: Path, image_id: str) -> dict[float | None, np.ndarray]:
 
 def as_markdown(results: dict[str, dict], title: str) -> str:
     """One row a source: mIoU and the IoU of each class that the true masks have, in percent."""
-    shown = [name for name in CLASSES if any(r["iou"][name] is not None for r in results.values())]
+    names = next(iter(results.values()))["iou"]
+    shown = [name for name in names if any(r["iou"][name] is not None for r in results.values())]
     lines = [f"| {title} | mIoU | {' | '.join(shown)} |", f"|---|{'---|' * (len(shown) + 1)}"]
     for name, figures in results.items():
         cells = ["–" if figures["iou"][c] is None else f"{100 * figures['iou'][c]:.1f}" for c in shown]

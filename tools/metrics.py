@@ -5,20 +5,18 @@ import numpy as np
 from datasets.voc import CLASSES, IGNORE
 
 
-def confusion(truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pixel counts of one image, 21×22 int64: row = true class, column = class of the mask; 255 in truth is ignored.
+def confusion(truth: np.ndarray, mask: np.ndarray, classes: int = len(CLASSES)) -> np.ndarray:
+    """Pixel counts of one image, C×(C+1) int64: row = true class, column = class of the mask; 255 in truth is ignored.
 
     The last column counts pixels where the *mask* is 255, which are wrong.
     """
-    classes = len(CLASSES)
-    known = truth != IGNORE
-    column = np.where(mask == IGNORE, classes, mask)[known].astype(np.int64)
-    counts = np.bincount(truth[known].astype(np.int64) * (classes + 1) + column, minlength=classes * (classes + 1))
-    return counts.reshape(classes, classes + 1)
+    pairs = truth.astype(np.uint16) << 8 | mask.astype(np.uint8)
+    counts = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)[:classes]
+    return np.column_stack([counts[:, :classes], counts[:, IGNORE]])
 
 
 def iou(counts: np.ndarray) -> np.ndarray:
-    """IoU of each class from summed `confusion` counts, (21,) in 0…1; NaN for a class that no true mask has."""
+    """IoU of each class from summed `confusion` counts, (C,) in 0…1; NaN for a class that no true mask has."""
     hit = np.diag(counts).astype(np.float64)
     true = counts.sum(axis=1)
     union = true + counts.sum(axis=0)[: len(hit)] - hit

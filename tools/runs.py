@@ -13,7 +13,7 @@ from typing import TextIO
 
 from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular, read_bytes, remove_partial
-from datasets.voc import list_path
+from datasets.voc import CLASSES_FILE, list_path
 from tools import distributed
 from tools.config import Config
 
@@ -161,9 +161,9 @@ def digest(path: Path) -> str:
 
 
 def training_data(config: Config) -> list[Path]:
-    """The files that say which images a stage works on."""
-    drawn = Path(config.voc_root) / "demo.json"
-    return [list_path(config.voc_root, config.train_split), *([drawn] if drawn.exists() else [])]
+    """The files that say on which images and classes a stage works."""
+    others = [Path(config.voc_root) / name for name in ("demo.json", CLASSES_FILE)]
+    return [list_path(config.voc_root, config.train_split), *(path for path in others if path.exists())]
 
 
 def need(path: str | Path, command: str) -> Path:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torch.utils.tensorboard import SummaryWriter
 
 from datasets.errors import InputError, Stopped
 from models.crf import outlive_interruption
+from script.make_pages import refresh_now_and_then
 from tools import distributed
 from tools.config import Config
+from tools.history import History, peak_memory
 from tools.progress import progress
 from tools.resume import Figures, Interruption, Standing, read_state, weights_are_finite, write_state
 
@@ -162,19 +163,23 @@ def train(
     samples: Dataset,
     batch: int,
     losses: Callable[[dict], tuple[dict[str, Tensor], dict[str, Tensor]]],
-    after_epoch: Callable[[int], None],
+    after_epoch: Callable[[int, History | None], None],
+    page: str,
     batch_flag: str = "--bn",
 ) -> None:
     """Train for `config.epochs` epochs, from where the run in `folder` was last saved.
 
     Args:
         title: of the progress bar.
-        folder: receives state.pth after every epoch and every `config.checkpoint_every` minutes, and tensorboard/.
+        folder: receives state.pth after every epoch and every `config.checkpoint_every` minutes, history.jsonl and
+            tensorboard/.
         networks: what is trained, by the name under which the state is kept.
         rate: learning rate at a fractional epoch.
         batch: samples a process and step.
         losses: batch → (losses, whose sum is minimised; other figures to log), all scalars on the device.
-        after_epoch: called by every process with the number of complete epochs, before the state is written.
+        after_epoch: called by every process with the number of complete epochs and, on the first process, the history,
+            before the state is written.
+        page: made anew every few minutes, with the index.
         batch_flag: sets `batch`; for the message when memory runs out.
 
     Raises:
@@ -189,7 +194,7 @@ def train(
     if state_path.exists():
         at = read_state(state_path, config.epochs, steps, networks, optimisers)
     main = distributed.rank() == 0
-    writer = SummaryWriter(folder / "tensorboard", purge_step=at.epoch * steps + at.step) if main else None
+    history = History(folder, at.epoch + at.step / steps, steps) if main else None
     batches = None
 
     def save() -> None:
@@ -225,9 +230,9 @@ def train(
                     seen = look(at.unseen, title)
                     for name, value in seen.items():
                         at.totals[name] = at.totals.get(name, 0.0) + value * len(at.unseen)
-                    if writer is not None:
-                        for name, value in (seen | {"learning_rate": learning_rate}).items():
-                            writer.add_scalar(name, value, epoch * steps + at.step - 1)
+                    if main:
+                        history.step(epoch * steps + at.step - 1, seen | {"learning_rate": learning_rate})
+                        refresh_now_and_then(config, page)
                     bar.set_postfix({name: f"{value:.3f}" for name, value in seen.items()}, refresh=False)
                     at.unseen = []
                 bar.update()
@@ -236,18 +241,20 @@ def train(
                     save()
                 leave(number)
             bar.close()
-            images = (len(order) - before * batch) * distributed.processes() / (time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            images = (len(order) - before * batch) * distributed.processes() / seconds
             if main:
                 means = "  ".join(f"{name} {total / steps:.4f}" for name, total in at.totals.items())
                 print(f"{title}  epoch {epoch + 1}/{config.epochs}  {means}  {images:.1f} images/s", flush=True)
-                writer.add_scalar("images_per_second", images, (epoch + 1) * steps - 1)
-            after_epoch(epoch + 1)
+                figures = {"seconds": seconds, "images_per_second": images, "memory_gib": peak_memory()}
+                history.epoch(epoch + 1, figures)
+            after_epoch(epoch + 1, history)
             at = Standing(epoch + 1)
             save()
             leave(interruption.asks()[1])
             distributed.barrier()
-    if writer is not None:
-        writer.close()
+    if main:
+        history.close()
 
 
 def train_step(

@@ -1,0 +1,61 @@
+"""What programs and README say about themselves is true of the code."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = ["main_ssdd"] + [
+    f"{path.parent.name}.{path.stem}"
+    for folder in ("datasets", "prepare_labels", "script", "tools")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+]
+SOURCE = "".join(
+    path.read_text(encoding="utf-8")
+    for folder in ("datasets", "models", "modes", "prepare_labels", "tools")
+    for path in sorted((ROOT / folder).glob("*.py"))
+)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_shows_an_example(name, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(name).main()
+    said = capsys.readouterr().out
+    assert end.value.code == 0
+    assert f"    python {'main_ssdd.py' if name == 'main_ssdd' else '-m ' + name}" in said
+
+
+def test_programs_are_found():
+    assert {"main_ssdd", "script.make_pages", "tools.predict", "prepare_labels.train_cls"} <= set(PROGRAMS)
+
+
+def section(title: str) -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8").split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def test_errors_in_the_readme_are_errors_of_the_programs():
+    lines = re.findall(r"^\| `(.+?)` \|", section("What went wrong?"), re.M)
+    assert len(lines) > 5
+    joined = re.sub(r'"\s*f?"', "", SOURCE)  # strings over several lines
+    for line in lines:
+        for part in re.split(r"…|voc_root|=cuda|'", line):
+            assert part.strip(" ;,") in joined, part
+
+
+def test_links_in_the_documents_lead_somewhere():
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        anchors = {
+            re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-")
+            for line in re.findall(r"^#+ (.+)", text, re.M)
+        }
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            if link.startswith("#"):
+                assert link[1:] in anchors, link
+            elif not link.startswith("http"):
+                assert (path.parent / link).exists(), link

@@ -1,0 +1,152 @@
+"""Own pictures and classes: what is imported, and four classes of other names through the whole method."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main_ssdd
+from datasets.errors import InputError
+from datasets.labels import load_maps
+from datasets.voc import CLASSES, class_names, read_ids, read_image, read_mask, read_present, write_mask
+from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
+from tests.conftest import as_flags, tiny
+from tests.test_pages import data_of
+from tools import checkpoint, import_images
+from tools.predict import Predictor
+
+# The demo's classes under names that no program here knows, in another order.
+OTHER = {"aeroplane": "toy & plane", "boat": "ship", "bottle": "Flasche", "bus": "a coach"}
+
+
+def images_of(root: Path, split: str) -> dict[str, list[str]]:
+    present = {image_id: np.flatnonzero(read_present(root, image_id))[1:] for image_id in read_ids(root, split)}
+    labels = {i: [OTHER[CLASSES[c]] for c in found if CLASSES[c] in OTHER] for i, found in present.items()}
+    return {image_id: names for image_id, names in labels.items() if names}
+
+
+@pytest.fixture
+def own_data(tiny_voc, tmp_path):
+    """A folder of pictures and its CSV, from the drawn set."""
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "labels"])
+        for split in ("train", "val"):
+            for image_id, names in images_of(tiny_voc, split).items():
+                path = tmp_path / "photos" / split / f"{image_id}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(read_image(tiny_voc, image_id)).save(path)
+                rows.writerow([f"{split}/{image_id}.png", ";".join(names)])
+    return tmp_path
+
+
+def test_four_classes_of_other_names_go_through_the_whole_method(tiny_voc, own_data, capsys):
+    root = own_data / "data"
+    import_images.main([str(own_data / "photos"), str(own_data / "labels.csv"), "--to", str(root), "--val", "0.3"])
+    names = (
+        "background",
+        *sorted({name for split in ("train", "val") for n in images_of(tiny_voc, split).values() for name in n}),
+    )
+    assert class_names(root) == names and len(names) == 5
+    for split in ("train", "val"):
+        for image_id in read_ids(root, split):
+            source = image_id.removeprefix("train_").removeprefix("val_")
+            labels = images_of(tiny_voc, image_id.split("_")[0])[source]
+            assert {names[c] for c in np.flatnonzero(read_present(root, image_id))[1:]} == set(labels)
+            assert read_image(root, image_id).shape == read_image(tiny_voc, source).shape
+            truth = read_mask(tiny_voc / "SegmentationClass" / f"{source}.png")
+            new = np.full_like(truth, 255)
+            for old, name in enumerate(CLASSES):
+                if old == 0 or name in OTHER:
+                    new[truth == old] = names.index(OTHER.get(name, name))
+            write_mask(root / "SegmentationClass" / f"{image_id}.png", new)
+    config = tiny(root, own_data / "out")
+    flags = as_flags(config)
+    for program in (train_cls, make_cam_labels, train_aff, make_aff_labels):
+        program.main(flags)
+    main_ssdd.main(["--mode=all", *flags])
+    for image_id in read_ids(root, "train"):
+        stored = load_maps(config.labels_folder("out_aff") / f"{image_id}.npz")
+        assert stored.classes.tolist() == np.flatnonzero(read_present(root, image_id)).tolist()
+    result = json.loads((config.validation_folder() / "result_val.json").read_text())
+    assert tuple(result["mask"]["iou"]) == names
+    weights = config.run_folder(2) / "models" / "seg_0001.pth"
+    assert checkpoint.load_description(weights)[1] == names
+    assert checkpoint.load_state(weights)["seg_main.seg2.weight"].shape[0] == 5
+    predictor, image_id = Predictor(weights, "cpu"), read_ids(root, "val")[0]
+    expected = read_mask(config.validation_folder() / "crf" / f"{image_id}.png", 5)
+    assert np.array_equal(predictor.mask(read_image(root, image_id)), expected)
+    for page in ("labels", "dssdd", "val"):
+        data = data_of(Path(config.out) / "script" / f"{page}.html")
+        assert data["view"] != "nothing" and tuple(c["name"] for c in data["classes"]) == names
+    # Another list of as many names is refused, not mixed up.
+    (root / "classes.txt").write_text("a\nb\nc\nd\n")
+    for mode, said in (("3", "knows other classes"), ("0", "names the class")):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main_ssdd.main([f"--mode={mode}", *flags, "--fresh"])
+        assert said in capsys.readouterr().err
+
+
+def test_xml_files_do_as_well_as_a_csv(tiny_voc, tmp_path):
+    import_images.main(
+        [str(tiny_voc / "JPEGImages"), str(tiny_voc / "Annotations"), "--to", str(tmp_path / "data"), "--val=0"]
+    )
+    assert read_ids(tmp_path / "data", "train") == sorted(read_ids(tiny_voc, "train") + read_ids(tiny_voc, "val"))
+    for image_id in read_ids(tmp_path / "data", "train"):
+        here, there = class_names(tmp_path / "data"), CLASSES
+        present = read_present(tmp_path / "data", image_id), read_present(tiny_voc, image_id)
+        assert {here[c] for c in np.flatnonzero(present[0])} == {there[c] for c in np.flatnonzero(present[1])}
+
+
+def test_split_depends_on_names_alone(own_data):
+    lists = []
+    for name in ("one", "two"):
+        import_images.main(
+            [str(own_data / "photos"), str(own_data / "labels.csv"), "--to", str(own_data / name), "--val=0.5"]
+        )
+        lists.append([read_ids(own_data / name, split) for split in ("train", "val")])
+        rows = (own_data / "labels.csv").read_text().splitlines()
+        (own_data / "labels.csv").write_text("\n".join(reversed(rows[1:])) + "\n")
+    assert lists[0] == lists[1] and not set(lists[0][0]) & set(lists[0][1])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "names no picture"),
+        ("train/absent.png,cat\n", "no pictures below"),
+        ("{first},\n", "line 1: needs a file name"),
+        ("{first}\n", "at least one class"),
+        ("\0", "names no picture|cannot be read|at least one class"),
+        ("{first},background\n", "always there"),
+    ],
+)
+def test_bad_labels_end_in_one_line(own_data, capsys, content, said):
+    first = next((own_data / "photos").rglob("*.png")).relative_to(own_data / "photos")
+    (own_data / "bad.csv").write_text(content.format(first=first))
+    with pytest.raises(SystemExit) as end:
+        import_images.main([str(own_data / "photos"), str(own_data / "bad.csv"), "--to", str(own_data / "data")])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1
+    assert any(part in error for part in said.split("|"))
+    assert not (own_data / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("cat\ndog\ncat\n", "'cat' twice"), ("\n", "names 0 classes"), ("\n".join(map(str, range(255))), "255 classes")],
+)
+def test_bad_class_lists_are_refused(tmp_path, content, said):
+    (tmp_path / "classes.txt").write_text(content)
+    with pytest.raises(InputError, match=said):
+        class_names(tmp_path)
+
+
+def test_class_list_may_name_the_background_first(tmp_path):
+    assert class_names(tmp_path) == CLASSES
+    (tmp_path / "classes.txt").write_text("background\n  sea cow \n\ndog")
+    assert class_names(tmp_path) == ("background", "sea cow", "dog")
