@@ -50,7 +50,7 @@ class Browser:
             message["sessionId"] = self.session
         os.write(self.send_to, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._next(60)
+            answer = self._next(180)
             if answer.get("id") == self.number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
@@ -86,7 +86,7 @@ class Browser:
         started = time.perf_counter()
         self.call("Page.navigate", url=url)
         while "Page.loadEventFired" not in self.events:
-            self._note(self._next(60))
+            self._note(self._next(180))
         return time.perf_counter() - started
 
     def run(self, script: str):
