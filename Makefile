@@ -11,7 +11,7 @@ PARALLEL := OMP_NUM_THREADS=$(shell expr '(' $$(nproc) + $(PROCESSES) - 1 ')' / 
   $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES)
 RESULTS := $(OUT)/prepare_labels/results
 
-.PHONY: demo test lint
+.PHONY: demo test campaign lint
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q tests
+
+# The long form of tests/test_campaign.py: 200 runs killed, 20,000 damaged files; about ten minutes.
+campaign: .venv/installed
+	$(BIN)/python -m tests.campaign
 
 lint: .venv/installed
 	$(BIN)/ruff check .

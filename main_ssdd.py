@@ -5,6 +5,11 @@
     python main_ssdd.py --mode=2      train dynamic SSDD, the segmentation network end to end
     python main_ssdd.py --mode=3      multi-scale inference, CRF, mIoU
     python main_ssdd.py --mode=all    all of them in turn
+    python main_ssdd.py --mode=3 --split=test --submit=masks.tgz    the same for VOC's evaluation server
+
+    python main_ssdd.py --mode=4 --seed_source=psa    train the segmentation network alone on fixed seeds: psa, crf,
+                                                      ssdd (of mode 1) or truth
+    python main_ssdd.py --mode=3 --seed_source=psa    evaluate that network
 
 One GPU or the CPU as above; several GPUs:
 
@@ -15,12 +20,13 @@ The labels that mode 0 starts from come from prepare_labels (see README.md).
 
 import dataclasses
 
-from datasets.errors import program
-from modes import dynamic, evaluate, precompute, static
+from datasets.errors import InputError, program
+from modes import dynamic, evaluate, fixed, precompute, static
 from tools import config as settings
 from tools import distributed
 
-MODES = {"0": static, "1": precompute, "2": dynamic, "3": evaluate}
+MODES = {"0": static, "1": precompute, "2": dynamic, "3": evaluate, "4": fixed}
+ALL = "0123"
 
 
 @program
@@ -30,13 +36,19 @@ def main(argv: list[str] | None = None) -> None:
     settings.add_flags(parser)
     arguments = parser.parse_args(argv)
     config = settings.config_from(arguments)
+    if config.seed_source and arguments.mode not in "34":
+        raise InputError(f"--seed_source={config.seed_source}: belongs to --mode=4 and to the --mode=3 after it")
+    if config.submit and (arguments.mode not in ("3", "all") or config.split != "test"):
+        raise InputError(f"--submit={config.submit}: needs --mode=3 --split=test")
+    if config.submit and not config.submit.endswith((".tgz", ".tar.gz")):
+        raise InputError(f"--submit={config.submit}: must end in .tgz, as VOC's server expects a packed archive")
     distributed.start(config.device)
     if distributed.rank() == 0:
         print("config:", " ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(config).items()), flush=True)
     if arguments.mode == "all":
         # --weights is what training starts from; the other modes take what training leaves.
-        for mode, module in MODES.items():
-            module.run(config if mode in "02" else dataclasses.replace(config, weights=""))
+        for mode in ALL:
+            MODES[mode].run(config if mode in "02" else dataclasses.replace(config, weights=""))
     else:
         MODES[arguments.mode].run(config)
     distributed.stop()

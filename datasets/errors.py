@@ -1,17 +1,35 @@
-"""The one kind of error that a user can mend, and how a program ends on it."""
+"""The errors that a user can mend, and how a program ends on them."""
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from typing import NoReturn
+
+# Of the machine, not of this program: one line says enough.
+_MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class InputError(Exception):
     """Something the user gave cannot be used. The message names the file or flag and says how to mend it."""
 
 
+class Stopped(Exception):
+    """A signal asked the program to leave, and what was done is saved.
+
+    Args:
+        message: says how to go on.
+        status: exit status of the program, 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 def program(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a program's `main`: an `InputError` becomes one line on stderr and exit status 2."""
+    """Decorate a program's `main`: an `InputError` or a fault of the machine becomes one line and exit status 2."""
 
     @functools.wraps(main)
     def run(*args, **kwargs) -> None:
@@ -19,6 +37,18 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
             main(*args, **kwargs)
         except InputError as error:
             fail(error)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr, flush=True)
+            sys.exit(stopped.status)
+        except KeyboardInterrupt:
+            print("interrupted; give the same command again to go on", file=sys.stderr, flush=True)
+            sys.exit(130)
+        except BrokenProcessPool:
+            fail(InputError("a CRF process died; what is done is kept. If memory ran out, give a smaller --workers"))
+        except OSError as error:
+            if error.errno not in _MACHINE_FAULTS:
+                raise
+            fail(InputError(f"{error.filename or 'a file'}: {error.strerror}; what is done is kept"))
 
     return run
 

@@ -1,24 +1,27 @@
 """The store of maps: CAM, PSA, PSA+CRF and difference maps, one compressed .npz file an image, no pickle.
 
 A file describes itself: format version, class indices, size of the image, what made it. Maps at full size are kept in
-8 bits (within 1/255 of each map's maximum, argmax kept); maps on the feature grid (the random walk's result) are kept
-in float32, so that upsampling on reading is exact.
+8 bits (within 1/255 of their maximum, argmax kept); maps on the feature grid (the random walk's result) are kept in
+float32, so that upsampling on reading is exact.
 """
 
+import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from datasets.errors import InputError
-from datasets.files import atomic_write
+from datasets.files import atomic_write, open_regular
 from datasets.voc import IGNORE
 
 VERSION = 1
 CELL = 8
 _LARGEST_SIDE = 1 << 14
+_MOST_FIELDS = 16
+_LARGEST_STORE = 1 << 27  # bytes of one image's maps, unpacked
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,9 @@ def load_maps(path: str | Path) -> SeedMaps:
     if full:
         maps = maps * np.float32(fields["peak"] / 255)
     else:
-        tensor = torch.from_numpy(maps)[None]
-        padded = (CELL * maps.shape[1], CELL * maps.shape[2])
-        tensor = F.interpolate(tensor, size=padded, mode="bilinear", align_corners=False)
-        maps = tensor[0, :, : size[0], : size[1]].numpy()
+        padded = (CELL * maps.shape[2], CELL * maps.shape[1])  # OpenCV: width first
+        whole = [cv2.resize(one, padded, interpolation=cv2.INTER_LINEAR) for one in maps]
+        maps = np.stack(whole)[:, : size[0], : size[1]]
     return SeedMaps(classes.astype(np.int64), maps, str(fields["made_by"]))
 
 
@@ -124,14 +126,30 @@ def load_differences(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     d_k, d_a = fields["d_k"], fields["d_a"]
     if d_k.dtype != np.float32 or d_k.ndim != 2 or d_a.dtype != np.float32 or d_a.shape != d_k.shape:
         raise InputError(f"{path}: not a pair of difference maps ({d_k.dtype} {d_k.shape}, {d_a.dtype} {d_a.shape})")
+    if not (np.isfinite(d_k).all() and np.isfinite(d_a).all()):
+        raise InputError(f"{path}: the maps are not finite; make it anew")
     return d_k, d_a
+
+
+def _check_claim(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
+    """numpy makes room for the shape that an array claims before it looks for its values."""
+    with archive.open(part) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, _, kind = read(file)
+    if math.prod(shape) * kind.itemsize > part.file_size or min(shape, default=0) < 0:
+        raise ValueError(f"{part.filename} claims the shape {shape}")
 
 
 def _read_fields(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if sum(info.file_size for info in archive.zip.infolist()) > 1 << 30:
-                raise InputError(f"{path}: claims to hold over 1 GiB of maps; make it anew")
+        with open_regular(path, _LARGEST_STORE) as file, np.load(file, allow_pickle=False) as archive:
+            parts = archive.zip.infolist()
+            if len(parts) > _MOST_FIELDS or sum(part.file_size for part in parts) > _LARGEST_STORE:
+                most = f"{_LARGEST_STORE >> 20} MiB or {_MOST_FIELDS} fields"
+                raise InputError(f"{path}: claims to hold over {most}; make it anew")
+            for part in parts:
+                _check_claim(archive.zip, part)
             fields = {key: archive[key] for key in archive.files}
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None

@@ -19,7 +19,7 @@ from datasets.transforms import (
     random_square,
     resize_square,
 )
-from datasets.voc import IGNORE, read_image, read_present
+from datasets.voc import IGNORE, class_names, read_image, read_mask, read_present
 
 CELL = 8
 
@@ -169,6 +169,44 @@ class SeedSamples(Dataset):
                 "run --mode=1 again"
             )
         return torch.from_numpy(np.stack([d_a, d_k] if self.swap_maps else [d_k, d_a]))
+
+
+class FixedSeedSamples(Dataset):
+    """For mode 4: image 3×crop×crop uint8 with colour jitter, seed crop/4×crop/4 int64 (255 = unknown).
+
+    Geometry acts on probabilities or one-hot masks as in SeedSamples, with the same random numbers.
+
+    Args:
+        seeds: folder of stored maps with their background, or of mask PNGs.
+        crop, sides: see SeedSamples.
+    """
+
+    def __init__(self, root: str, ids: list[str], seeds: Path, crop: int, sides: tuple[int, int]):
+        self.root, self.ids, self.seeds, self.crop, self.sides = root, ids, seeds, crop, sides
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict:
+        image_id = self.ids[index]
+        image = as_tensor(read_image(self.root, image_id))
+        classes, maps = self._read(image_id, image.shape[1:])
+        image, maps = random_square([image, torch.from_numpy(maps)], self.sides, self.crop)
+        (small,) = resize_square([maps], self.crop // 4)
+        seed = torch.from_numpy(classes)[small.argmax(dim=0)]
+        return {"id": image_id, "image": colour_jitter(image), "seed": seed}
+
+    def _read(self, image_id: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Class indices (K,) int64 and their maps K×H×W float32."""
+        path = self.seeds / f"{image_id}.png"
+        if not path.exists():
+            seed = read_seed(self.seeds, image_id, size, read_present(self.root, image_id))
+            return seed.classes, seed.maps
+        mask = read_mask(path, len(class_names(self.root)))
+        if mask.shape != tuple(size):
+            raise InputError(f"{path}: the mask is {mask.shape}, the image {tuple(size)}; make it again")
+        classes = np.unique(mask).astype(np.int64)
+        return classes, (mask == classes[:, None, None]).astype(np.float32)
 
 
 def read_seed(folder: Path, image_id: str, size: tuple[int, int], present: np.ndarray | None = None) -> SeedMaps:

@@ -1,15 +1,22 @@
 """PASCAL VOC 2012, or own data in its layout: lists, photographs, image-level labels, classes, palette masks."""
 
+import gzip
+import io
 import re
+import tarfile
+import warnings
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from datasets.errors import InputError
-from datasets.files import atomic_write
+from datasets.files import atomic_write, open_regular, read_bytes
 
 CLASSES = tuple(
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
@@ -21,6 +28,13 @@ CLASSES_FILE = "classes.txt"
 # A bare id, or the pair "/JPEGImages/ID.jpg /SegmentationClass/ID.png" that other programs' lists have.
 _LIST_LINE = re.compile(r"^(?:/?JPEGImages/)?(?P<id>\w[\w-]*)(?:\.jpg)?(?:\s+\S+)?$")
 _LARGEST_XML = 1 << 20
+LARGEST_LIST = 1 << 24
+# Of the many that Pillow knows; one of the others runs Ghostscript.
+_FORMATS = ("JPEG", "PNG")
+_LARGEST_PICTURE = 1 << 28
+_MOST_PIXELS = 1 << 25
+# A progressive JPEG of few bytes can ask for any number of passes over all its pixels.
+_MOST_SCANS = 64
 
 
 def colour_map() -> np.ndarray:
@@ -77,7 +91,7 @@ def read_ids(root: str | Path, split: str) -> list[str]:
         )
     path = list_path(root, split)
     try:
-        lines = path.read_text(encoding="ascii").split("\n")
+        lines = read_bytes(path, LARGEST_LIST).decode("ascii").replace("\r", "\n").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path} is missing: it must list the image ids of split '{split}', one a line") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -119,23 +133,49 @@ def read_image(root: str | Path, image_id: str) -> np.ndarray:
 
 def open_image(path: Path) -> np.ndarray:
     """`read_image` for any file."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing, but a list names it") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}); restore it or unlist its id") from None
+    return _decode(path, _rgb)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):  # Pillow would cut off what is brighter than 255
+        raise ValueError("more than 8 bits a channel")
+    return np.array(image.convert("RGB"))
 
 
 def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
     """(height, width) of an id's photograph, from the file's header."""
-    path = image_path(root, image_id)
+    return _decode(image_path(root, image_id), lambda image: (image.height, image.width))
+
+
+def _decode(path: Path, what: Callable[[Image.Image], Any]) -> Any:
+    """`what` of the JPEG or PNG file that lies at `path`, whatever its name ends with; of animations the first frame.
+
+    Raises:
+        InputError: it is missing, damaged, of another format, or too large.
+    """
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}); restore it or unlist its id") from None
+        with open_regular(path, _LARGEST_PICTURE) as file, warnings.catch_warnings(action="ignore"):
+            image = Image.open(file, formats=_FORMATS)
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels are too many, at most {_MOST_PIXELS}")
+            if image.format != "PNG" and _scans(file) > _MOST_SCANS:
+                raise ValueError(f"over {_MOST_SCANS} progressive scans")
+            return what(image)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing, but a list names it") from None
+    except Exception as error:  # on damaged files Pillow raises nearly everything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path} cannot be read as a picture ({reason}); restore it or unlist its id") from None
+
+
+def _scans(file: BinaryIO) -> int:
+    place = file.tell()
+    file.seek(0)
+    count = file.read().count(b"\xff\xda")
+    file.seek(place)
+    return count
 
 
 def read_present(root: str | Path, image_id: str) -> np.ndarray:
@@ -164,16 +204,15 @@ def read_names(path: Path) -> list[str]:
         InputError: the file is missing, no VOC annotation, or names no object.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(_LARGEST_XML + 1)
+        data = read_bytes(path, _LARGEST_XML)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: every training image needs its annotation for the image labels") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error})") from None
+        raise InputError(f"{path} cannot be read as a VOC annotation ({error})") from None
     # VOC's files have no document type; refusing one keeps entity bombs and external entities out. A zero byte means
     # UTF-16, in which these words would not be seen.
-    if len(data) > _LARGEST_XML or any(word in data for word in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
-        raise InputError(f"{path} is not a VOC annotation (over 1 MiB, a document type, or not UTF-8)")
+    if any(word in data for word in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
+        raise InputError(f"{path} is not a VOC annotation (a document type, or not UTF-8)")
     try:
         names = [(element.text or "").strip() for element in ElementTree.fromstring(data).iterfind("object/name")]
     except (ElementTree.ParseError, ValueError, LookupError) as error:
@@ -190,15 +229,13 @@ def read_mask(path: str | Path, classes: int = len(CLASSES)) -> np.ndarray:
         InputError: the file is missing, unreadable, or holds colours or indices that are no class.
     """
     path = Path(path)
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise InputError(f"{path} is a {image.mode} picture, needed: a palette or grey PNG of class indices")
-            mask = np.array(image)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a mask ({error})") from None
+
+    def indices(image: Image.Image) -> np.ndarray:
+        if image.mode not in ("P", "L"):
+            raise InputError(f"{path} is a {image.mode} picture, needed: a palette or grey PNG of class indices")
+        return np.array(image)
+
+    mask = _decode(path, indices)
     unknown = mask[(mask >= classes) & (mask != IGNORE)]
     if unknown.size:
         raise InputError(f"{path} holds the index {unknown[0]}, which is no class (0…{classes - 1}, 255 = ignore)")
@@ -211,3 +248,59 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
     image.putpalette(PALETTE.tobytes())
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def write_submission(path: str | Path, masks: Path, root: str | Path, ids: list[str]) -> None:
+    """Pack masks as VOC's evaluation server takes them for VOC 2012, competition 6 (segmentation, own training data).
+
+    Palette PNGs of class indices, results/VOC2012/Segmentation/comp6_test_cls/<id>.png; the same masks give the same
+    bytes.
+
+    Args:
+        path: the .tgz to write.
+        masks: folder of <id>.png.
+
+    Raises:
+        InputError: a mask is missing, not of its photograph's size, no palette PNG, or has an index that is no class;
+            then nothing is written.
+
+    Reference:
+        The PASCAL Visual Object Classes Challenge 2012 Development Kit, section "Submission of results".
+    """
+    missing = [image_id for image_id in ids if not (masks / f"{image_id}.png").exists()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(ids)} masks are missing in {masks}, first {missing[0]}.png: run --mode=3 again"
+        )
+    with atomic_write(path) as temporary, _packed(temporary) as archive:
+        for image_id in sorted(ids):
+            file = masks / f"{image_id}.png"
+            mask = read_mask(file)
+            if mask.shape != image_size(root, image_id):
+                size = image_size(root, image_id)
+                raise InputError(
+                    f"{file}: the mask is {mask.shape}, its photograph {size}; delete it, run --mode=3 again"
+                )
+            if (mask == IGNORE).any():
+                raise InputError(
+                    f"{file} holds 255, which the server takes for no class; delete it, run --mode=3 again"
+                )
+            content = io.BytesIO()
+            image = Image.fromarray(mask)
+            image.putpalette(PALETTE.tobytes())
+            image.save(content, format="PNG")
+            entry = tarfile.TarInfo(f"results/VOC2012/Segmentation/comp6_test_cls/{image_id}.png")
+            entry.size = content.tell()
+            content.seek(0)
+            archive.addfile(entry, content)
+
+
+@contextmanager
+def _packed(path: Path) -> Iterator[tarfile.TarFile]:
+    """A gzipped tar without the time of its making."""
+    with (
+        open(path, "wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as archive,
+    ):
+        yield archive

@@ -87,19 +87,20 @@ def pair_affinities(features: Tensor) -> Tensor:
 
 
 def affinity_matrix(pairs: Tensor, size: tuple[int, int], power: float = 1) -> Tensor:
-    """The symmetric n×n matrix with 1 on its diagonal and 0 where no pair is, elementwise to `power`; sparse COO.
+    """The symmetric matrix of all cells with 1 on its diagonal and 0 where no pair is, elementwise to `power`.
 
     Args:
-        pairs: 34×(h−4)×(w−8) from `pair_affinities`, one image.
-        size: (h, w); n = h·w.
+        pairs: N×34×(h−4)×(w−8) from `pair_affinities`.
+        size: (h, w).
+
+    Returns:
+        N·h·w × N·h·w sparse COO, one block an image: at most 69 entries a column.
     """
     height, width = size
-    cells = torch.arange(height * width, device=pairs.device)
-    grid = cells.view(height, width)
-    source = source_cells(grid).flatten()
-    target = torch.stack([target_cells(grid, offset).flatten() for offset in pair_offsets()])
-    source = source.expand_as(target).flatten()
-    target = target.flatten()
+    cells = torch.arange(len(pairs) * height * width, device=pairs.device)
+    grid = cells.view(len(pairs), height, width)
+    source = source_cells(grid)[:, None].expand_as(pairs).flatten()
+    target = torch.stack([target_cells(grid, offset) for offset in pair_offsets()], dim=1).flatten()
     values = pairs.flatten() ** power
     indices = torch.stack([torch.cat([source, target, cells]), torch.cat([target, source, cells])])
     values = torch.cat([values, values, torch.ones_like(cells, dtype=values.dtype)])
@@ -112,14 +113,13 @@ def random_walk(pairs: Tensor, maps: Tensor, power: float = 8, log_steps: int = 
     The walk is taken step by step on the few maps, so the dense n×n power is never formed.
 
     Args:
-        pairs: 34×(h−4)×(w−8) from `pair_affinities`.
-        maps: K×h×w on the feature grid.
+        pairs: N×34×(h−4)×(w−8) from `pair_affinities`.
+        maps: N×K×h×w on the feature grid; images with fewer than K classes have zeros in the rest, which stay zeros.
 
     Returns:
-        K×h×w.
+        N×K×h×w.
     """
-    size = tuple(maps.shape[-2:])
-    affinity = affinity_matrix(pairs, size, power)
+    affinity = affinity_matrix(pairs, maps.shape[-2:], power)
     degree = torch.sparse.sum(affinity, dim=1).to_dense()
     # T's columns sum to one and A is symmetric, so V·T transposed is (A/degree as rows)·Vᵀ.
     rows, _ = affinity.indices()
@@ -129,10 +129,11 @@ def random_walk(pairs: Tensor, maps: Tensor, power: float = 8, log_steps: int = 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         step = step.to_sparse_csr()
-    walked = maps.flatten(1).t().contiguous()
+    walked = maps.movedim(1, -1).flatten(0, 2).contiguous()
     for _ in range(2**log_steps):
         walked = step @ walked
-    return walked.t().reshape(maps.shape)
+    images, classes, height, width = maps.shape
+    return walked.view(images, height, width, classes).movedim(-1, 1)
 
 
 def seed_maps(cam: Tensor, alpha: float = 16) -> Tensor:

@@ -1,6 +1,9 @@
 """Dense CRF (Krähenbühl and Koltun, NIPS 2011) through pydensecrf, alone or in worker processes."""
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -67,7 +70,7 @@ class CrfWorkers:
             context.set_forkserver_preload(["models.crf"])
         self._most = 4 * workers
         self._queued: deque[Future] = deque()
-        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) if workers else None
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) if workers else None
 
     def submit(self, function, /, *args) -> Future:
         """Run `function(*args)` in a worker; both must be picklable."""
@@ -95,8 +98,20 @@ class CrfWorkers:
                 self._pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     torch.set_num_threads(1)
+    outlive_interruption()
+    # A killed caller cannot tell its workers to leave.
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def outlive_interruption() -> None:
+    """Let a worker process go on for a while when a terminal or a cluster interrupts all processes of a run.
+
+    The one that they work for decides when to leave, and needs them to finish its step.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(20, os._exit, [1]).start())
 
 
 def masks_after_crf(

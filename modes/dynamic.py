@@ -7,6 +7,7 @@ import torch
 from datasets.labels import store_path
 from datasets.voc import read_ids
 from models.crf import CrfWorkers, masks_after_crf
+from models.exact_crf import exact_masks
 from models.steps import DynamicStep, StepResult, integrated
 from modes.networks import (
     build,
@@ -50,11 +51,13 @@ def run(config: Config) -> None:
     if last.exists():
         print(f"mode 2: {last} is complete")
         return
-    with CrfWorkers(distributed.workers(config.workers) if config.crf_workers else 0) as workers:
-        crf = partial(masks_after_crf, iterations=config.crf_train, kernel=config.crf_kernel(), workers=workers)
+    exact = config.crf == "exact"
+    with CrfWorkers(distributed.workers(config.workers) if config.crf_workers and not exact else 0) as workers:
+        function = exact_masks if exact else partial(masks_after_crf, workers=workers)
+        crf = partial(function, iterations=config.crf_train, kernel=config.crf_kernel())
         step = DynamicStep(segmentation, ddnet, config.integration(), config.alpha, config.seed_target, crf)
         step.to(device, memory_format=layout)
-        freeze_for_ssdd(step)
+        freeze_for_ssdd(step, segmentation)
         parallel = wrapped(step, device)
 
         def result_of(batch: dict, network=step) -> StepResult:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from datasets.errors import InputError
 from datasets.files import atomic_write
 from datasets.training_sets import as_tensor
-from datasets.voc import class_names, mask_path, read_ids, read_image, write_mask
+from datasets.voc import class_names, mask_path, read_ids, read_image, write_mask, write_submission
 from models.crf import CrfKernel, CrfWorkers, dense_crf
 from models.segmentation import multiscale_probabilities, resize
 from modes.networks import build, network_input
@@ -44,11 +44,12 @@ def run(config: Config) -> None:
     layout = distributed.memory_format(device, config.width)
     ids = read_ids(config.voc_root, config.split)
     folder = config.validation_folder()
-    command = f"python main_ssdd.py --mode=2{config.flags()}"
+    trained_by, source = (4, f" --seed_source={config.seed_source}") if config.seed_source else (2, "")
+    command = f"python main_ssdd.py --mode={trained_by}{source}{config.flags()}"
     if config.weights:
         weights = runs.weights_or(config, Path(config.weights), command)
     else:
-        weights = runs.finished(config.run_folder(2), "seg", command, config)
+        weights = runs.finished(config.run_folder(trained_by), "seg", command, config)
     trained, classes = checkpoint.load_description(weights)[1], class_names(config.voc_root)
     if trained != classes:
         raise InputError(f"{weights} knows other classes ({' '.join(trained)}) than {config.voc_root} has")
@@ -80,6 +81,9 @@ def run(config: Config) -> None:
     if distributed.rank() == 0:
         note_pass(folder, len(mine), started)
         report(config, ids, kinds)
+        if config.submit:
+            write_submission(config.submit, folder / "crf", config.voc_root, ids)
+            print(f"mode 3: packed {len(ids)} masks for VOC's evaluation server into {config.submit}")
         refresh(config, "val")
         print(f"next: python -m tools.predict PICTURES --weights {weights} --out masks")
 

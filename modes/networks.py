@@ -72,10 +72,8 @@ def train_ssdd(
         result_of: batch → StepResult, for the pictures.
     """
     folder = config.run_folder(mode)
-    backbone = step.segmentation.encoder
-    heads = [p for name, p in step.segmentation.named_parameters() if not name.startswith("encoder.")]
     optimisers = [
-        sgd([(list(backbone.parameters()), 1.0), (heads, 10.0)], config.momentum, config.weight_decay),
+        segmentation_optimiser(config, step.segmentation),
         sgd([(list(step.ddnet.parameters()), 10.0)], config.momentum, config.weight_decay),
     ]
     shown = PictureSamples(config, samples)
@@ -113,10 +111,17 @@ def train_ssdd(
     )
 
 
-def freeze_for_ssdd(step: nn.Module) -> None:
+def segmentation_optimiser(config: Config, segmentation: SegmentationNetwork) -> torch.optim.SGD:
+    """Backbone at the base learning rate, heads at 10 times that."""
+    backbone = list(segmentation.encoder.parameters())
+    heads = [p for name, p in segmentation.named_parameters() if not name.startswith("encoder.")]
+    return sgd([(backbone, 1.0), (heads, 10.0)], config.momentum, config.weight_decay)
+
+
+def freeze_for_ssdd(step: nn.Module, segmentation: SegmentationNetwork) -> None:
     """Training mode with every BatchNorm and conv1a fixed, as published."""
     train_with_frozen_batchnorm(step)
-    step.segmentation.encoder.conv1a.requires_grad_(False)
+    segmentation.encoder.conv1a.requires_grad_(False)
 
 
 def network_input(batch: dict, layout: torch.memory_format) -> torch.Tensor:

@@ -36,7 +36,7 @@ def run(config: Config) -> None:
         print(f"mode 0: {last} is complete")
         return
     step = StaticStep(segmentation, ddnet, config.integration()).to(device, memory_format=layout)
-    freeze_for_ssdd(step)
+    freeze_for_ssdd(step, segmentation)
     parallel = wrapped(step, device)
 
     def result_of(batch: dict, network=step) -> StepResult:

@@ -60,7 +60,7 @@ def run(config: Config) -> None:
                 with distributed.autocast(device, config.precision):
                     features = network(x.contiguous(memory_format=layout))
                 maps = pool_to_cells(seed_maps(torch.from_numpy(cam.maps).to(device), config.alpha_walk))
-                low = random_walk(pair_affinities(features)[0], maps, config.walk_power, config.walk_log_steps)
+                low = random_walk(pair_affinities(features), maps[None], config.walk_power, config.walk_log_steps)[0]
             classes = np.array([0, *cam.classes])
             workers.queue(
                 store_psa,

@@ -68,6 +68,7 @@ def run(config: Config) -> None:
         losses,
         after_epoch,
         "labels",
+        "--aff-batch",
     )
     if distributed.rank() == 0:
         refresh(config, "labels")

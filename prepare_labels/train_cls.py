@@ -79,6 +79,7 @@ def run(config: Config) -> None:
         losses,
         after_epoch,
         "labels",
+        "--cls-batch",
     )
     if distributed.rank() == 0:
         refresh(config, "labels")

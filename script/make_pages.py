@@ -170,7 +170,7 @@ def labels_page(config: Config, folder: Path) -> dict:
 
 def validation_page(config: Config, folder: Path) -> dict:
     ids = read_ids(config.voc_root, config.split)
-    masks, root, made = config.validation_folder(), config.voc_root, folder / "wrong" / config.modelid
+    masks, root, made = config.validation_folder(), config.voc_root, folder / "wrong" / config.validation_folder().name
     classes = len(class_names(root))
     shown = [image_id for image_id in ids if (masks / "crf" / f"{image_id}.png").exists()]
     if not shown:

@@ -28,20 +28,31 @@ def brute_force_matrix(features: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("size", [(7, 11), (5, 9), (4, 20), (12, 8), (1, 1)])
 def test_affinity_matrix_is_the_brute_force_one(size):
     features = torch.randn(6, *size)
-    pairs = affinity.pair_affinities(features[None])[0]
+    pairs = affinity.pair_affinities(features[None])
     matrix = affinity.affinity_matrix(pairs, size).to_dense().numpy()
     assert np.abs(matrix - brute_force_matrix(features.numpy().astype(np.float64))).max() < 1e-6
 
 
 @pytest.mark.parametrize("size", [(8, 12), (2, 3)])
 def test_random_walk_is_the_dense_matrix_power(size):
-    features, maps = torch.randn(6, *size), torch.rand(3, *size)
-    pairs = affinity.pair_affinities(features[None])[0]
-    transition = brute_force_matrix(features.numpy().astype(np.float64)) ** 8
-    transition /= transition.sum(axis=0)
-    expected = maps.numpy().reshape(3, -1) @ np.linalg.matrix_power(transition, 256)
-    walked = affinity.random_walk(pairs, maps).numpy().reshape(3, -1)
-    assert np.abs(walked - expected).max() < 1e-4 * np.abs(expected).max()
+    features, maps = torch.randn(2, 6, *size), torch.rand(2, 3, *size)
+    walked = affinity.random_walk(affinity.pair_affinities(features), maps)
+    assert walked.shape == maps.shape
+    for image in range(2):
+        transition = brute_force_matrix(features[image].numpy().astype(np.float64)) ** 8
+        transition /= transition.sum(axis=0)
+        expected = maps[image].numpy().reshape(3, -1) @ np.linalg.matrix_power(transition, 256)
+        assert np.abs(walked[image].numpy().reshape(3, -1) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_an_image_walks_in_a_batch_as_alone_and_missing_classes_stay_zero():
+    features, maps = torch.randn(3, 6, 8, 12), torch.rand(3, 3, 8, 12)
+    maps[1, 2] = 0
+    pairs = affinity.pair_affinities(features)
+    together = affinity.random_walk(pairs, maps)
+    alone = torch.cat([affinity.random_walk(pairs[n : n + 1], maps[n : n + 1]) for n in range(3)])
+    assert torch.allclose(together, alone, rtol=0, atol=1e-4)
+    assert not together[1, 2].any() and together[0, 2].any()
 
 
 def test_pad_pool_and_unpool_keep_the_size():

@@ -35,7 +35,7 @@ OWN_OUTPUT = {
     "mode 3": ["validation"],
 }
 TRAIN_IDS = [f"demo_{n:06d}" for n in range(1, 7)]
-WORKING = ("config.json", "events.out")
+WORKING = ("config.json", "events.out", ".")
 
 
 def before(config, name):

@@ -157,6 +157,7 @@ BAD_FOR_ARGPARSE = {
     "--preset=tiny": "--preset",
     "--recipe=mine": "--recipe",
     "--split=trainval": "--split",
+    "--seed_source=guess": "--seed_source",
     "--precision=float16": "--precision",
     "--static_side 448": "--static_side",
     "--unknown=1": "--unknown",
@@ -275,7 +276,7 @@ def test_fresh_moves_the_old_folder_aside_each_time(tmp_path):
         claim_folder(folder, replace(demo(), width=width, fresh=True), "mode 0", [])
         assert json.loads((folder / "config.json").read_text())["width"] == width
         (folder / "result").write_text(str(width))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old1", "run.old2"]
+    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run", "run.old1", "run.old2"]
     assert (tmp_path / "run.old1" / "result").read_text() == "0.5"
     assert (tmp_path / "run.old2" / "result").read_text() == "0.25"
 

@@ -185,7 +185,7 @@ BAD_XML = {
     "document type": (annotation("cat", head="<!DOCTYPE annotation>").encode(), "document type"),
     "entity bomb": (annotation("&b;", head=BOMB).encode(), "document type"),
     "entity bomb in UTF-16": (annotation("&a;", head=BOMB).encode("utf-16"), "not UTF-8"),
-    "huge": (annotation("cat").encode() + b" " * (1 << 20), "over 1 MiB"),
+    "huge": (annotation("cat").encode() + b" " * (1 << 20), "1048576"),
     "deep": (b"<a>" * 300_000, "not readable XML"),
 }
 

@@ -250,9 +250,9 @@ def labels_rows(run: Run) -> Iterator[Row]:
     with torch.no_grad():
         with run.autocast():
             features = affinity_net(pad_to_cells(x))
-        pairs = pair_affinities(features)[0]
+        pairs = pair_affinities(features)
         yield Row("aff_dense", numpy(affinity_matrix(pairs, tuple(features.shape[-2:])).to_dense()), VALUES)
-        low = random_walk(pairs, pool_to_cells(seed_maps(run.tensor("walk_cam"))))
+        low = random_walk(pairs, pool_to_cells(seed_maps(run.tensor("walk_cam")))[None])[0]
         yield Row("walk_low", numpy(low), VALUES)
         full = unpool_from_cells(low, size)
     yield Row("aff", numpy(full), VALUES)

@@ -6,6 +6,8 @@ what network it belongs to.
 
 import pickle
 import warnings
+import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -13,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from datasets.errors import InputError
-from datasets.files import atomic_write
+from datasets.files import atomic_write, open_regular
 from datasets.voc import CLASSES
 from tools.config import Config, check
 
+_LARGEST_FILE = 1 << 36
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Where and on what a training ran says nothing about its network: without them the same training gives the same file.
-_NOT_KEPT = ("voc_root", "out", "weights", "fresh", "device", "workers", "crf_workers")
+_NOT_KEPT = ("voc_root", "out", "weights", "fresh", "device", "workers", "crf_workers", "submit", "checkpoint_every")
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
@@ -63,10 +67,22 @@ def _described(content) -> bool:
 
 
 def load(path: str | Path):
-    """Whatever a torch file holds, as far as that is tensors and plain values."""
+    """Whatever a torch file holds, as far as that is plain values and tensors that lie in the file.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds or claims anything else.
+    """
     try:
+        with open_regular(path, _LARGEST_FILE) as file:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    claimed = sum(part.file_size for part in archive.infolist())
+                if claimed > Path(path).stat().st_size:  # torch does not compress
+                    raise InputError(f"{path} is refused: its parts claim {claimed} bytes, more than the file has")
         with warnings.catch_warnings(action="ignore"):  # about files that are then refused
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except pickle.UnpicklingError as error:
@@ -75,6 +91,24 @@ def load(path: str | Path):
     except Exception as error:  # on damaged files torch raises nearly everything
         reason = str(error).split("\n")[0] or type(error).__name__
         raise InputError(f"{path} cannot be read as a torch file ({reason[:200]})") from None
+    for name, tensor in _tensors(content):
+        # A few bytes can claim to be a tensor of any size (an expanded one), which a copy would make real.
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise InputError(f"{path}: {name} is not a plain tensor that lies in the file; save the weights as such")
+    return content
+
+
+def _tensors(content) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested dictionaries, lists and tuples, which may hold themselves, each with its last key."""
+    left, seen = [("", content)], set()
+    while left:
+        name, value = left.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.items() if isinstance(value, dict) else ((name, part) for part in value)
 
 
 def load_into(network: nn.Module, path: str | Path, new: tuple[str, ...] = (), unused: tuple[str, ...] = ()) -> None:
@@ -85,7 +119,8 @@ def load_into(network: nn.Module, path: str | Path, new: tuple[str, ...] = (), u
         unused: prefixes of keys in the file that are dropped.
 
     Raises:
-        InputError: other keys are missing or left over, or shapes differ (weights of another width).
+        InputError: other keys are missing or left over, shapes differ (weights of another width), or values are not
+            finite.
     """
     state = {key: value for key, value in load_state(path).items() if not key.startswith(unused)}
     own = network.state_dict()
@@ -101,6 +136,8 @@ def load_into(network: nn.Module, path: str | Path, new: tuple[str, ...] = (), u
                 f"{path} is of another width or class list: {key} is {tuple(value.shape)}, "
                 f"needed {tuple(own[key].shape)}; give the --width (and --head_dilation) that it was trained with"
             )
+        if own[key].is_floating_point() and (value.dtype not in _FLOATS or not torch.isfinite(value).all()):
+            raise InputError(f"{path}: {key} holds values that are not finite, or no floats ({value.dtype})")
     network.load_state_dict(state, strict=False)
 
 

@@ -19,6 +19,9 @@ from models.steps import Integration
 
 PRESETS = ("voc", "demo")
 RECIPES = ("paper", "released")
+# What one stage is told but the next need not be.
+_NOT_PASSED_ON = ("weights", "fresh", "epochs", "split", "seed_source", "submit")
+SEED_SOURCES = ("", "psa", "crf", "ssdd", "truth")
 
 
 def _f(default, text: str, choices: tuple[str, ...] | None = None):
@@ -35,8 +38,13 @@ class Config:
     modelid: str = _f("ssdd", "name of the run in those folders")
     train_split: str = _f("train_aug", "list of the training images")
     split: str = _f("val", "list that --mode=3 evaluates", ("val", "train", "test"))
+    seed_source: str = _f(
+        "", "seeds that --mode=4 trains on, whose network --mode=3 then evaluates; empty: that of mode 2", SEED_SOURCES
+    )
     weights: str = _f("", "weights to start from (--mode=3: to evaluate); empty: what the previous stage left")
+    submit: str = _f("", "with --mode=3 --split=test: pack the masks after CRF here for VOC's server, a .tgz")
     fresh: bool = _f(False, "start the stage over instead of going on where it stopped")
+    checkpoint_every: float = _f(10.0, "minutes between two saves within an epoch of training")
 
     # Machine
     device: str = _f("auto", "auto, cpu, cuda or cuda:N")
@@ -45,7 +53,7 @@ class Config:
     )
     seed: int = _f(0, "of initial weights, data order, augmentation and dropout")
     workers: int = _f(4, "processes a GPU that load data, and as many that run CRFs; no more than cores; 0: none")
-    crf_workers: bool = _f(True, "run the training step's CRFs in worker processes (pays from 112×112 on)")
+    crf_workers: bool = _f(True, "run the training step's CRFs (pydensecrf) in worker processes (pays from 112×112 on)")
 
     # Networks
     width: float = _f(1.0, "factor on all numbers of channels; 1 = published")
@@ -55,7 +63,7 @@ class Config:
 
     # Sizes, pixels
     crop: int = _f(448, "side of a training crop, a multiple of 8 (released program)")
-    static_side: tuple[int, int] = _f((448, 512), "random side before the crop, mode 0 (released program)")
+    static_side: tuple[int, int] = _f((448, 512), "random side before the crop, modes 0 and 4 (released program)")
     dynamic_side: tuple[int, int] = _f((512, 768), "random side before the crop, mode 2 (released program)")
     cls_side: tuple[int, int] = _f((256, 512), "random long side, classifier (PSA)")
     eval_size: int = _f(448, "side of the square that evaluation resizes to (released program)")
@@ -64,12 +72,12 @@ class Config:
 
     # Schedules
     epochs: int | None = _f(None, "of the stage that runs, over its own value below")
-    bn: int = _f(2, "batch size a device, modes 0-2 (released program)")
-    static_epochs: int = _f(16, "mode 0 (released program)")
+    bn: int = _f(2, "batch size a device, modes 0-2 and 4 (released program)")
+    static_epochs: int = _f(16, "modes 0 and 4 (released program)")
     dynamic_epochs: int = _f(41, "mode 2 (released program)")
-    lr: float = _f(1e-3, "base learning rate, modes 0 and 2; heads and DD-Net 10 times this (released program)")
-    weight_decay: float = _f(2e-4, "modes 0 and 2 (released program)")
-    momentum: float = _f(0.0, "modes 0 and 2; the released program's 0.9 never acts (difference 7)")
+    lr: float = _f(1e-3, "base learning rate, modes 0, 2 and 4; heads and DD-Net 10 times this (released program)")
+    weight_decay: float = _f(2e-4, "modes 0, 2 and 4 (released program)")
+    momentum: float = _f(0.0, "modes 0, 2 and 4; the released program's 0.9 never acts (difference 7)")
     checkpoint_epochs: int = _f(2, "epochs between numbered checkpoints (released program)")
     pictures: int = _f(8, "training images whose pictures are logged after every epoch (ours)")
     eval_batch: int = _f(4, "images a forward pass of modes 1 and 3 (ours)")
@@ -91,6 +99,11 @@ class Config:
     walk_log_steps: int = _f(8, "the walk takes 2 to this many steps (PSA)")
 
     # Dense CRF
+    crf: str = _f(
+        "pydensecrf",
+        "of the training step: pydensecrf (released program), or exact, on the device (pays on GPUs; ours)",
+        ("pydensecrf", "exact"),
+    )
     crf_train: int = _f(3, "iterations in the training step (released program)")
     crf_labels: int = _f(10, "iterations on seeds (PSA)")
     crf_eval: int = _f(10, "iterations at evaluation (released program)")
@@ -126,7 +139,7 @@ class Config:
                 flags.append(f"--{name}={getattr(self, name)}")
         for entry in dataclasses.fields(self):
             name, value = entry.name.replace("_", "-"), getattr(self, entry.name)
-            if value == getattr(own, entry.name) or entry.name in ("weights", "fresh", "epochs", "split"):
+            if value == getattr(own, entry.name) or entry.name in _NOT_PASSED_ON:
                 continue
             if isinstance(value, bool):
                 flags.append(f"--{'' if value else 'no-'}{name}")
@@ -163,13 +176,16 @@ class Config:
         return self.labels_folder(name) / "weights.pth"
 
     def run_folder(self, mode: int) -> Path:
-        return Path(self.out) / "logs" / f"{'sssdd' if mode == 0 else 'dssdd'}_{self.modelid}"
+        kind = {0: "sssdd", 2: "dssdd", 4: f"fixed_{self.seed_source}"}[mode]
+        return Path(self.out) / "logs" / f"{kind}_{self.modelid}"
 
     def precompute_folder(self) -> Path:
         return Path(self.out) / "precompute" / self.modelid
 
     def validation_folder(self) -> Path:
-        return Path(self.out) / "validation" / self.modelid
+        """Of the network of mode 2, or of the one that mode 4 trained on `seed_source`."""
+        name = f"fixed_{self.seed_source}_{self.modelid}" if self.seed_source else self.modelid
+        return Path(self.out) / "validation" / name
 
 
 def preset(name: str) -> Config:
@@ -224,6 +240,7 @@ def with_recipe(config: Config, recipe: str) -> Config:
     return replace(
         config,
         recipe=recipe,
+        crf="pydensecrf",
         swap_maps=True,
         precompute_augmented=True,
         move_maps=False,
@@ -270,6 +287,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             else:
                 options["metavar"] = options["type"].__name__.upper()
         group.add_argument(*names, **options)
+    group.add_argument("--resume", dest="fresh", action="store_false", default=argparse.SUPPRESS, help="the default")
 
 
 def _shown(value) -> str:
@@ -299,6 +317,7 @@ def config_from(arguments: argparse.Namespace) -> Config:
 def check(config: Config) -> None:
     """Refuse values that cannot work, by the flag's name."""
     positive = "bn epochs static_epochs dynamic_epochs cls_epochs cls_batch aff_epochs aff_batch checkpoint_epochs "
+    positive += "checkpoint_every "
     positive += "eval_batch width backbone_dilation head_dilation lr cls_lr aff_lr crop eval_size eval_scales "
     positive += "cam_scales "
     positive += "crf_train crf_labels crf_eval crf_sxy crf_srgb crf_gaussian_sxy "

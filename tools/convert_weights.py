@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from datasets.errors import InputError, program
+from datasets.files import open_regular, read_bytes
 from models.resnet38 import ResNet38
 from tools.checkpoint import load_state, save
 
 MXNET_FILE = struct.pack("<Q", 0x112)
 ARRAY_V1, ARRAY_V2 = 0xF993FAC8, 0xF993FAC9
+LARGEST_FILE = 1 << 36
 DTYPES = {0: np.dtype("<f4"), 1: np.dtype("<f8"), 2: np.dtype("<f2")}
 TORCH_FILES = (b"PK\x03\x04", b"\x80\x02")  # zip archive, and the format before PyTorch 1.6
 
@@ -62,7 +64,10 @@ def read_mxnet(path: str | Path) -> dict[str, np.ndarray]:
         InputError: the file is truncated or damaged, holds sparse arrays or other numbers than floats, or a name twice.
     """
     path = Path(path)
-    cursor = Cursor(path, path.read_bytes())
+    try:
+        cursor = Cursor(path, read_bytes(path, LARGEST_FILE))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error})") from None
     cursor.take(len(MXNET_FILE), "the file's mark")
     _, count = cursor.numbers("QQ", "the file's header")
     # A list that grows with what was read, so that a false count costs nothing.
@@ -165,11 +170,6 @@ def from_torch(path: Path, known: Iterable[str]) -> tuple[dict[str, Tensor], lis
         InputError: the file is damaged, holds anything but plain tensors, or none that is known here.
     """
     state = load_state(path)
-    for key, tensor in state.items():
-        # A few bytes can claim to be a tensor of any size (an expanded one), which the conversion would make real.
-        in_file = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if not in_file or tensor.numel() * tensor.element_size() > path.stat().st_size:
-            raise InputError(f"{path}: {key} is not a plain tensor that lies in the file; save the weights as such")
     backbone = {ENCODER + key for key in known} | set(known)
     kept = {key: tensor for key, tensor in state.items() if key in backbone or key.startswith(HEADS)}
     if not kept:
@@ -187,10 +187,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, LARGEST_FILE) as file:
             start = file.read(8)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+        raise InputError(f"{path} cannot be read ({error})") from None
     if start == MXNET_FILE:
         state, dropped = from_mxnet(path, backbone_shapes())
     elif start.startswith(TORCH_FILES):

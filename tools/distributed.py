@@ -1,12 +1,16 @@
 """One process or several (torchrun): devices, shards, and the precision that a device computes in."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
 from datasets.errors import InputError
+
+# For a few numbers between CPUs, which must not wait for the GPUs.
+_talk: dist.ProcessGroup | None = None
 
 
 def start(device: str) -> torch.device:
@@ -34,6 +38,8 @@ def start(device: str) -> torch.device:
         torch.cuda.set_device(chosen)
     if several and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        global _talk
+        _talk = dist.new_group(backend="gloo")
     return chosen
 
 
@@ -53,6 +59,36 @@ def processes() -> int:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def highest(numbers: list[int]) -> list[int]:
+    """The highest of each number among all processes, which must all ask."""
+    if processes() == 1:
+        return numbers
+    shared = torch.tensor(numbers)
+    dist.all_reduce(shared, dist.ReduceOp.MAX, group=_talk)
+    return shared.tolist()
+
+
+@contextmanager
+def faults(batch_flag: str, batch: int) -> Iterator[None]:
+    """Turns a lack of memory and the loss of another process into an InputError.
+
+    Args:
+        batch_flag, batch: the flag that takes less memory when smaller, and its value.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
+            less = f"{batch_flag}={batch // 2}" if batch > 1 else "smaller sizes or --device=cpu"
+            raise InputError(f"out of memory with {batch_flag}={batch}: try {less}; what is done is kept") from None
+        if processes() > 1 and (isinstance(error, dist.DistError) or "gloo" in reason or "Connection" in reason):
+            raise InputError(
+                "another process of this run was lost; what is done is kept: give the same command again"
+            ) from None
+        raise
 
 
 def shard(items: Sequence) -> Sequence:

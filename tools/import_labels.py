@@ -17,12 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.errors import InputError, program
+from datasets.files import open_regular
 from datasets.labels import load_maps, save_maps, store_path
 from datasets.voc import image_size, read_present
 from tools.config import Config
 
 KINDS = ("cam", "aff", "aff_crf")
 FLOATS = ("f2", "f4", "f8")
+LARGEST_FILE = 1 << 32
 PICKLE_OVERHEAD = 1 << 16  # bytes, for the structure of a pickle around its arrays
 
 
@@ -112,7 +114,7 @@ def read_maps(path: Path, kind: str, classes: np.ndarray, size: tuple[int, int])
     """
     shape = (len(classes), *size)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, LARGEST_FILE) as file:
             claimed, dtype = read_header(file)
             left = path.stat().st_size - file.tell()
             if dtype.hasobject != (kind != "aff_crf"):

@@ -27,3 +27,11 @@ def mean_iou(counts: np.ndarray) -> float:
     """Mean IoU over the classes that the true masks have (all 21 on VOC)."""
     per_class = iou(counts)
     return float(np.nanmean(per_class)) if np.isfinite(per_class).any() else float("nan")
+
+
+def mean_and_spread(values: list[float | None], digits: int = 1) -> str:
+    """Percent, with the standard deviation (n − 1) where there are several; – where a value is missing."""
+    if any(v is None for v in values):
+        return "–"
+    spread = f" ± {100 * np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.{digits}f}{spread}"

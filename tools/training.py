@@ -1,10 +1,12 @@
 """The training loop that modes 0 and 2 and the two label networks share.
 
-A run is a function of (Config, data, seed): order, augmentation and dropout are seeded by epoch, so a run that goes on
-from its last complete epoch ends where an uninterrupted one does.
+A run is a function of (Config, data, seed): order and augmentation are seeded by epoch, dropout by step, so a run that
+goes on where it was saved ends where an uninterrupted one does.
 """
 
+import hashlib
 import math
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,12 +17,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from datasets.errors import InputError
+from datasets.errors import InputError, Stopped
+from models.crf import outlive_interruption
 from script.make_pages import refresh_now_and_then
-from tools import checkpoint, distributed
+from tools import distributed
 from tools.config import Config
 from tools.history import History, peak_memory
 from tools.progress import progress
+from tools.resume import Figures, Interruption, Standing, read_state, weights_are_finite, write_state
 
 # Losses are looked at this often: seeing one means waiting for the device.
 STEPS_BETWEEN_LOOKS = 10
@@ -53,6 +57,7 @@ class EpochOrder(Sampler):
 
     def __init__(self, length: int, seed: int):
         self.length, self.seed, self.epoch = length, seed, 0
+        self.skip = 0  # samples of this process at the epoch's start that are not to come again
 
     def __len__(self) -> int:
         return -(-self.length // distributed.processes())
@@ -64,11 +69,19 @@ class EpochOrder(Sampler):
         # Every process needs as many samples: the first ones come again.
         places = torch.arange(len(self) * distributed.processes()) % self.length
         places = places[distributed.rank() :: distributed.processes()]
+        places = places[self.skip :]
         return iter(list(zip(order[places].tolist(), seeds[places].tolist(), strict=True)))
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) % 2**31
+
+
+def seed_step(seed: int, epoch: int, step: int) -> None:
+    """Seed what a step draws (dropout), of every device, by its place in the run; processes draw apart."""
+    place = f"{seed} {epoch} {step} {distributed.rank()}"
+    # torch's own generators take neighbouring seeds, and on CPUs half of their bits, as they are.
+    torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:4]))
 
 
 class SeededSamples(Dataset):
@@ -109,14 +122,25 @@ def load_batches(
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         persistent_workers=config.workers > 0,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # not the global one: how often it is drawn from depends on the workers
     )
     while True:
-        for content in loader:
-            if isinstance(content, InputError):
-                raise content
-            yield {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in content.items()}
+        try:
+            for content in loader:
+                if isinstance(content, InputError):
+                    raise content
+                yield {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in content.items()}
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{reason}; what is done is kept. If memory ran out, give a smaller --workers") from None
         yield None  # the end of an epoch; the loader's workers stay for the next
+
+
+def _start_worker(_number: int) -> None:
+    outlive_interruption()
 
 
 def wrapped(step: nn.Module, device: torch.device) -> nn.Module:
@@ -141,12 +165,14 @@ def train(
     losses: Callable[[dict], tuple[dict[str, Tensor], dict[str, Tensor]]],
     after_epoch: Callable[[int, History | None], None],
     page: str,
+    batch_flag: str = "--bn",
 ) -> None:
-    """Train for `config.epochs` epochs, from the last complete one in `folder` on.
+    """Train for `config.epochs` epochs, from where the run in `folder` was last saved.
 
     Args:
         title: of the progress bar.
-        folder: receives state.pth after every epoch, history.jsonl and tensorboard/.
+        folder: receives state.pth after every epoch and every `config.checkpoint_every` minutes, history.jsonl and
+            tensorboard/.
         networks: what is trained, by the name under which the state is kept.
         rate: learning rate at a fractional epoch.
         batch: samples a process and step.
@@ -154,73 +180,99 @@ def train(
         after_epoch: called by every process with the number of complete epochs and, on the first process, the history,
             before the state is written.
         page: made anew every few minutes, with the index.
+        batch_flag: sets `batch`; for the message when memory runs out.
 
     Raises:
-        InputError: a sample cannot be read, or a loss is not finite (names the step and the images).
+        InputError: a sample cannot be read, a loss is not finite (names the step and the images), memory ran out, or
+            a process was lost.
+        Stopped: by SIGTERM or SIGINT; the state is written.
     """
     state_path = folder / "state.pth"
-    done = resume(state_path, networks, optimisers) if state_path.exists() else 0
     order = EpochOrder(len(samples), config.seed)
     steps = -(-len(order) // batch)
+    at = Standing()
+    if state_path.exists():
+        at = read_state(state_path, config.epochs, steps, networks, optimisers)
     main = distributed.rank() == 0
-    history = History(folder, done, steps) if main else None
+    history = History(folder, at.epoch + at.step / steps, steps) if main else None
     batches = None
-    for epoch in range(done, config.epochs):
-        order.epoch = epoch
-        # After the order's seed, so that dropout does not repeat what shuffled.
-        torch.manual_seed(epoch_seed(config.seed, epoch) + 7919 * (distributed.rank() + 1))
-        batches = batches or load_batches(config, samples, batch, order, device)
-        started = time.perf_counter()
-        totals: dict[str, float] = {}
-        unseen: list[tuple[int, list[str], dict[str, Tensor]]] = []
-        bar = progress(f"{title} {epoch + 1}/{config.epochs}", steps, unit="step")
-        for step, content in enumerate(iter(lambda it=batches: next(it), None)):
-            learning_rate = rate(epoch + step / steps)
-            for optimiser in optimisers:
-                for group in optimiser.param_groups:
-                    group["lr"] = learning_rate * group["factor"]
-                optimiser.zero_grad(set_to_none=True)
-            minimised, others = losses(content)
-            sum(minimised.values()).backward()
-            for optimiser in optimisers:
-                optimiser.step()
-            figures = {name: value.detach() for name, value in (minimised | others).items()}
-            unseen.append((epoch * steps + step, content["id"], figures))
-            if len(unseen) == STEPS_BETWEEN_LOOKS or step == steps - 1:
-                seen = look(unseen, title)
-                for name, value in seen.items():
-                    totals[name] = totals.get(name, 0.0) + value * len(unseen)
-                if main:
-                    history.step(epoch * steps + step, seen | {"learning_rate": learning_rate})
-                    refresh_now_and_then(config, page)
-                bar.set_postfix({name: f"{value:.3f}" for name, value in seen.items()}, refresh=False)
-                unseen = []
-            bar.update()
-        bar.close()
-        seconds = time.perf_counter() - started
-        images = len(order) * distributed.processes() / seconds
+
+    def save() -> None:
+        if at.unseen:
+            look(at.unseen, title)
+        if not weights_are_finite(networks):
+            raise InputError(f"{title}: weights not finite in epoch {at.epoch + 1}; the last checkpoint is kept")
         if main:
-            means = "  ".join(f"{name} {total / steps:.4f}" for name, total in totals.items())
-            print(f"{title}  epoch {epoch + 1}/{config.epochs}  {means}  {images:.1f} images/s", flush=True)
-            figures = {"seconds": seconds, "images_per_second": images, "memory_gib": peak_memory()}
-            history.epoch(epoch + 1, figures)
-        for network in networks.values():
-            if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
-                raise InputError(f"{title}: weights not finite after epoch {epoch + 1}; the last checkpoint is kept")
-        after_epoch(epoch + 1, history)
-        if main:
-            content = {
-                "epoch": epoch + 1,
-                "networks": {name: network.state_dict() for name, network in networks.items()},
-                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-            }
-            checkpoint.save(state_path, content)
-        distributed.barrier()
+            write_state(state_path, at, steps, networks, optimisers)
+        interruption.saved()
+
+    def leave(number: int) -> None:
+        if number:
+            how = f"stopped by {signal.Signals(number).name} after {at.epoch} epochs and {at.step} of {steps} steps"
+            again = "the same command again" + (" without --fresh" if config.fresh else "")
+            raise Stopped(f"{title}: {how}, saved in {state_path}; give {again} to go on", 128 + number)
+
+    with Interruption(config.checkpoint_every) as interruption, distributed.faults(batch_flag, batch):
+        while at.epoch < config.epochs:
+            epoch = at.epoch
+            order.epoch, order.skip = epoch, at.step * batch
+            batches = batches or load_batches(config, samples, batch, order, device)
+            started, before = time.perf_counter(), at.step
+            bar = progress(f"{title} {epoch + 1}/{config.epochs}", steps, unit="step")
+            bar.update(at.step)
+            for content in iter(lambda it=batches: next(it), None):
+                seed_step(config.seed, epoch, at.step)
+                learning_rate = rate(epoch + at.step / steps)
+                figures = train_step(content, optimisers, learning_rate, losses)
+                at.unseen.append((epoch * steps + at.step, content["id"], figures))
+                at.step += 1
+                if len(at.unseen) == STEPS_BETWEEN_LOOKS or at.step == steps:
+                    seen = look(at.unseen, title)
+                    for name, value in seen.items():
+                        at.totals[name] = at.totals.get(name, 0.0) + value * len(at.unseen)
+                    if main:
+                        history.step(epoch * steps + at.step - 1, seen | {"learning_rate": learning_rate})
+                        refresh_now_and_then(config, page)
+                    bar.set_postfix({name: f"{value:.3f}" for name, value in seen.items()}, refresh=False)
+                    at.unseen = []
+                bar.update()
+                due, number = interruption.asks()
+                if number or (due and at.step < steps):
+                    save()
+                leave(number)
+            bar.close()
+            seconds = time.perf_counter() - started
+            images = (len(order) - before * batch) * distributed.processes() / seconds
+            if main:
+                means = "  ".join(f"{name} {total / steps:.4f}" for name, total in at.totals.items())
+                print(f"{title}  epoch {epoch + 1}/{config.epochs}  {means}  {images:.1f} images/s", flush=True)
+                noted = {"seconds": seconds, "images_per_second": images, "memory_gib": peak_memory()}
+                history.epoch(epoch + 1, noted)
+            after_epoch(epoch + 1, history)
+            at = Standing(epoch + 1)
+            save()
+            leave(interruption.asks()[1])
+            distributed.barrier()
     if main:
         history.close()
 
 
-def look(unseen: list[tuple[int, list[str], dict[str, Tensor]]], title: str) -> dict[str, float]:
+def train_step(
+    content: dict, optimisers: list[torch.optim.SGD], learning_rate: float, losses: Callable
+) -> dict[str, Tensor]:
+    """Take one step of every optimiser; the losses and other figures of it."""
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * group["factor"]
+        optimiser.zero_grad(set_to_none=True)
+    minimised, others = losses(content)
+    sum(minimised.values()).backward()
+    for optimiser in optimisers:
+        optimiser.step()
+    return {name: value.detach() for name, value in (minimised | others).items()}
+
+
+def look(unseen: list[Figures], title: str) -> dict[str, float]:
     """Means of the last steps' figures; one wait for the device.
 
     Raises:
@@ -237,16 +289,3 @@ def look(unseen: list[tuple[int, list[str], dict[str, Tensor]]], title: str) -> 
             )
     return dict(zip(names, values.mean(dim=0).tolist(), strict=True))
 
-
-def resume(path: Path, networks: dict[str, nn.Module], optimisers: list[torch.optim.SGD]) -> int:
-    """Fill networks and optimisers from a state file; the number of complete epochs."""
-    state = checkpoint.load(path)
-    try:
-        for name, network in networks.items():
-            network.load_state_dict(state["networks"][name])
-        for optimiser, content in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(content)
-        return int(state["epoch"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} does not fit this run ({reason}); start over with --fresh") from None

@@ -19,8 +19,8 @@ from typing import NamedTuple
 from torchvision.datasets import SBDataset, VOCSegmentation
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
-from datasets.voc import image_path, read_ids
+from datasets.files import atomic_write, read_bytes
+from datasets.voc import LARGEST_LIST, image_path, read_ids
 from tools.config import Config
 
 TRAIN_AUG_IMAGES = 10_582
@@ -99,7 +99,7 @@ def read_sbd_ids(folder: Path, split: str) -> list[str]:
     """
     path = folder / f"{split}.txt"
     try:
-        ids = path.read_text(encoding="ascii").split()
+        ids = read_bytes(path, LARGEST_LIST).decode("ascii").split()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}): SBD has it in benchmark_RELEASE/dataset") from None
     strange = next((name for name in ids if not ID.fullmatch(name)), None)

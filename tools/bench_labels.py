@@ -1,0 +1,214 @@
+"""What labels cost at VOC's size (375×500, two classes): random walk, store, and each stage of making them.
+
+    python -m tools.bench_labels
+
+Prints medians as Markdown, what is compared in one and the same run, and whether the figures that this project wants to
+reach are reached (exit status 1 if not). The image is drawn and the networks have learned nothing, which changes no
+time. --width=0.125 makes the networks narrow, for a quick look at the rest.
+"""
+
+import argparse
+import io
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets.errors import program
+from datasets.labels import load_maps, save_maps
+from datasets.training_sets import as_tensor
+from datasets.transforms import normalise
+from models.affinity import (
+    AffinityNet,
+    affinity_matrix,
+    pad_to_cells,
+    pair_affinities,
+    pool_to_cells,
+    random_walk,
+    seed_maps,
+    unpool_from_cells,
+)
+from models.classifier import Classifier, multiscale_cam
+from models.crf import dense_crf
+from tools import distributed
+from tools.config import Config
+
+SIZE = HEIGHT, WIDTH = 375, 500
+CLASSES = np.array([0, 8, 15])
+
+
+def scene() -> tuple[np.ndarray, np.ndarray]:
+    """A noisy image H×W×3 with two things in it, and CAMs 2×H×W that find the middle of each."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    image = np.full((HEIGHT, WIDTH, 3), (104, 128, 66), np.float32)
+    cams = []
+    for row, column, tall, wide, colour in ((150, 170, 95, 70, (190, 150, 110)), (230, 350, 80, 105, (70, 75, 105))):
+        distance = ((y - row) / tall) ** 2 + ((x - column) / wide) ** 2
+        image[distance < 1] = colour
+        cams.append(np.exp(-2 * distance))
+    for sigma, strength in ((0.5, 12), (3, 150), (12, 700)):  # grain, texture, light
+        noise = rng.normal(0, strength, (HEIGHT, WIDTH, 3)).astype(np.float32)
+        image += cv2.GaussianBlur(noise, (0, 0), sigma)
+    return image.clip(0, 255).astype(np.uint8), np.stack(cams).astype(np.float32)
+
+
+def seconds(functions: list[Callable[[], object]], repeats: int) -> list[float]:
+    """The median time of each; they take turns, so that whatever else the machine does hits all of them."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(repeats):
+        for function, its_times in zip(functions, times, strict=True):
+            began = time.perf_counter()
+            function()
+            its_times.append(time.perf_counter() - began)
+    return [statistics.median(its_times) for its_times in times]
+
+
+def growth(function: Callable[[], object]) -> float:
+    """MB by which the process's peak memory grows while `function` runs."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def dense_walk(pairs: Tensor, maps: Tensor) -> Tensor:
+    """The walk by squaring the dense n×n matrix eight times, as published."""
+    step = affinity_matrix(pairs, maps.shape[-2:], 8).to_dense()
+    step /= step.sum(dim=0)
+    for _ in range(8):
+        step = step @ step
+    return (maps.flatten(2)[0] @ step).view(maps.shape)
+
+
+def walk_figures(image: np.ndarray, cams: np.ndarray) -> tuple[Tensor, list[tuple[str, str, bool]]]:
+    """The random walk on affinities of colour: its result K×h×w and rows (what, figure, reached)."""
+    # 448 channels as AffinityNet's features have; made of the colours, so that the walk stops at edges.
+    colours = pool_to_cells(normalise(as_tensor(image)[None]))
+    features = 4 * colours.repeat(1, 150, 1, 1)[:, :448]
+    pairs, maps = pair_affinities(features), pool_to_cells(seed_maps(torch.from_numpy(cams)))[None]
+    # In this order: peak memory only ever grows.
+    sparse_memory = growth(lambda: random_walk(pairs, maps))
+    dense_memory = growth(lambda: dense_walk(pairs, maps))
+    sparse, dense = seconds([lambda: random_walk(pairs, maps), lambda: dense_walk(pairs, maps)], 5)
+    walked, expected = random_walk(pairs, maps), dense_walk(pairs, maps)
+    error = ((walked - expected).abs().max() / expected.abs().max()).item()
+    rows = [
+        ("walk, sparse steps", f"{1000 * sparse:.0f} ms, {sparse_memory:.0f} MB", sparse_memory < 100),
+        ("walk, dense power", f"{1000 * dense:.0f} ms, {dense_memory:.0f} MB", True),
+        ("walk, faster by", f"{dense / sparse:.1f} times (wanted: 10)", dense >= 10 * sparse),
+        ("walk, largest difference", f"{error:.1e} of the maximum (wanted: 1e-4)", error < 1e-4),
+    ]
+    return walked[0], rows
+
+
+def store_figures(image: np.ndarray, low: Tensor, crf: np.ndarray) -> list[tuple[str, str, bool]]:
+    """Rows (what, figure, reached) on PSA (on the feature grid) and PSA+CRF (full size) in the store."""
+    full = unpool_from_cells(low, SIZE).numpy()
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "JPEG", quality=90)
+    with tempfile.TemporaryDirectory() as folder:
+        psa, refined = (Path(folder) / name for name in ("psa.npz", "crf.npz"))
+        save_maps(psa, CLASSES, low.numpy(), SIZE, "PSA")
+        save_maps(refined, CLASSES, crf, SIZE, "PSA+CRF")
+        size = psa.stat().st_size + refined.stat().st_size
+        reading, decoding = seconds(
+            [
+                lambda: (load_maps(psa), load_maps(refined)),
+                lambda: np.array(Image.open(encoded).convert("RGB")),
+            ],
+            51,
+        )
+        pairs = [(maps, load_maps(path).maps) for maps, path in ((full, psa), (crf, refined))]
+    same = min((maps.argmax(axis=0) == back.argmax(axis=0)).mean() for maps, back in pairs)
+    error = max(float(np.abs(maps - back).max() / maps.max()) for maps, back in pairs)
+    arrays = 2 * full.nbytes
+    return [
+        ("store, PSA and PSA+CRF", f"{size / 1000:.1f} kB; as float32 {arrays / 1e6:.1f} MB", size <= 120_000),
+        ("store, same argmax", f"{100 * same:.3f} % of the pixels (wanted: 99.9)", same >= 0.999),
+        ("store, largest error", f"{255 * error:.2f}/255 of the maximum (wanted: 1)", error <= 1 / 255),
+        (
+            "store, reading both",
+            f"{1000 * reading:.1f} ms; the JPEG {1000 * decoding:.1f} ms (wanted: 10 more at most)",
+            reading < decoding + 0.010,
+        ),
+    ]
+
+
+def stage_times(image: np.ndarray, low: Tensor, cams: np.ndarray, width: float) -> dict[str, float]:
+    """Seconds that each stage of one image takes."""
+    config, device = Config(width=width), torch.device("cpu")
+    layout = distributed.memory_format(device, width)
+    classifier, affinity_net = (
+        network.to(memory_format=layout).eval() for network in (Classifier(width=width), AffinityNet(width))
+    )
+    foreground = torch.from_numpy(CLASSES[1:] - 1)
+    maps = pool_to_cells(seed_maps(torch.from_numpy(cams)))[None]
+    x = pad_to_cells(normalise(as_tensor(image)[None])).contiguous(memory_format=layout)
+
+    def cam() -> Tensor:
+        with distributed.autocast(device, config.precision):
+            return multiscale_cam(classifier, image, foreground, config.cam_scales, normalise)
+
+    def affinities() -> Tensor:
+        with distributed.autocast(device, config.precision):
+            return pair_affinities(affinity_net(x))
+
+    def cam_crfs() -> None:
+        for alpha in (config.alpha_low, config.alpha_high):
+            dense_crf(image, seed_maps(torch.from_numpy(cams), alpha).numpy(), config.crf_labels)
+
+    def psa_crf() -> None:
+        dense_crf(image, unpool_from_cells(low, SIZE).numpy(), config.crf_labels)
+
+    with torch.inference_mode():
+        pairs = affinities()
+        stages = {
+            "CAM, 4 scales, each with its mirror": cam,
+            "affinity features and pairs": affinities,
+            "random walk": lambda: random_walk(pairs, maps),
+            "CRF of the two CAMs with background": cam_crfs,
+            "CRF of PSA": psa_crf,
+        }
+        return dict(zip(stages, seconds(list(stages.values()), 3), strict=True))
+
+
+def processor() -> str:
+    cores = distributed.workers(1 << 20)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{name}, {cores} cores, {torch.get_num_threads()} threads, PyTorch {torch.__version__.partition('+')[0]}"
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=float, default=1.0, help="of the networks whose time is taken (%(default)s)")
+    arguments = parser.parse_args(argv)
+    torch.manual_seed(0)
+    image, cams = scene()
+    low, rows = walk_figures(image, cams)
+    crf = dense_crf(image, unpool_from_cells(low, SIZE).numpy(), Config().crf_labels)
+    rows += store_figures(image, low, crf)
+    print(f"{processor()}\n\n| {HEIGHT}×{WIDTH}, 2 classes | | |\n|---|---|---|")
+    for what, figure, reached in rows:
+        print(f"| {what} | {figure} | {'reached' if reached else 'MISSED'} |", flush=True)
+    stages = stage_times(image, low, cams, arguments.width)
+    total = sum(stages.values())
+    print(f"\n| making the labels of one image, width {arguments.width:g} | s | share |\n|---|---|---|")
+    for what, its_seconds in {**stages, "together": total}.items():
+        print(f"| {what} | {its_seconds:.2f} | {100 * its_seconds / total:.0f} % |")
+    if not all(reached for *_, reached in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The tables of the paper and its poster, from finished runs.
+
+    python -m tools.paper_tables demo demo1 demo2 --into tables
+
+Each argument is the --out folder of a run; several are repetitions with other seeds, and every figure is then mean ±
+standard deviation over them. A row fills as far as its stages have run: raw seeds after mode 1, networks after mode 3,
+also those of --mode=4 --seed_source=psa|crf|ssdd|truth. Writes tables.md, tables.json, seeds.png and classes.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.errors import InputError, program
+from datasets.files import atomic_write
+from datasets.voc import CLASSES, read_ids
+from tools import runs
+from tools.chart import bars
+from tools.eval_masks import evaluate
+from tools.metrics import mean_and_spread
+
+# Row → its raw seeds below --out, and the run whose network learned from them; {} stands for the modelid.
+RAW = {
+    "PSA": "prepare_labels/results/out_aff",
+    "PSA+CRF": "prepare_labels/results/out_aff_crf",
+    "static SSDD": "precompute/{}",
+}
+NETWORK = {
+    "PSA": "validation/fixed_psa_{}",
+    "PSA+CRF": "validation/fixed_crf_{}",
+    "static SSDD": "validation/fixed_ssdd_{}",
+    "dynamic SSDD": "validation/{}",
+    "ground truth": "validation/fixed_truth_{}",
+}
+# As published, VOC 2012, percent: the poster's first table (dynamic SSDD: the paper's) and the rows of its second.
+PUBLISHED_RAW = {"PSA": 52.5, "PSA+CRF": 48.0, "static SSDD": 53.4}
+PUBLISHED_NETWORK = {"PSA": 58.4, "PSA+CRF": 59.0, "static SSDD": 61.4, "dynamic SSDD": 64.9}
+PUBLISHED_CLASSES = {
+    row: [float(figure) for figure in figures.split()]
+    for row, figures in {
+        "PSA": "88.2 68.2 30.6 81.1 49.6 61.0 77.8 66.1 75.1 29.0 66.0 40.2 80.4 62.0 70.4 73.7 42.5 70.7 "
+        "42.6 68.1 51.6",
+        "dynamic SSDD": "89.0 62.5 28.9 83.7 52.9 59.5 77.6 73.7 87.0 34.0 83.7 47.6 84.1 77.0 73.9 69.6 29.8 84.0 "
+        "43.2 68.0 53.4",
+    }.items()
+}
+PUBLISHED_CLASS_MEAN = {"PSA": 61.7, "dynamic SSDD": 64.9}
+
+
+def measure(outs: list[Path], modelid: str, root: str, raw_ids: list[str], ids: list[str]) -> dict:
+    """{"raw", "network", "network + CRF"} → {row: {out folder: figures of eval_masks.evaluate}}, for what is there."""
+    places = [("raw", RAW, "", raw_ids), ("network", NETWORK, "mask", ids), ("network + CRF", NETWORK, "crf", ids)]
+    found: dict[str, dict] = {}
+    for column, rows, below, image_ids in places:
+        found[column] = {}
+        for row, place in rows.items():
+            folders = {out: out / place.format(modelid) / below for out in outs}
+            figures = {str(out): evaluate(f, root, image_ids) for out, f in folders.items() if f.is_dir()}
+            if figures:
+                found[column][row] = figures
+    return found
+
+
+def cell(figures: dict[str, dict] | None, name: str | None = None) -> str:
+    """Mean ± spread of the mIoU, or of a class's IoU, over the runs."""
+    if not figures:
+        return "–"
+    return mean_and_spread([f["miou"] if name is None else f["iou"][name] for f in figures.values()])
+
+
+def as_markdown(found: dict, configs: list[dict], outs: list[Path], splits: list[tuple[str, int]], drawn: bool) -> str:
+    preset, recipe = configs[0]["preset"], configs[0]["recipe"]
+    (raw_split, raw_count), (split, count) = splits
+    data = "the embedded, drawn images: no VOC figure" if drawn else "VOC 2012"
+    lines = [
+        f"Preset {preset}, recipe {recipe}, measured on {data}. Raw seeds: {raw_split}, {raw_count} images; networks: "
+        f"{split}, {count} images. Percent; mean ± standard deviation where there are several runs.",
+        "",
+        "Runs: " + ", ".join(f"{out} (seed {c['seed']})" for out, c in zip(outs, configs, strict=True)) + ".",
+        "",
+        "| seeds | raw seeds | network trained on them | network + CRF | runs | published on VOC: raw, train "
+        "| published on VOC: network, val |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in NETWORK:
+        used = max((len(found[column].get(row, {})) for column in found), default=0)
+        cells = [cell(found[column].get(row)) for column in found]
+        published = [str(table.get(row, "–")) for table in (PUBLISHED_RAW, PUBLISHED_NETWORK)]
+        lines.append(f"| {row} | {' | '.join([*cells, str(used), *published])} |")
+    lines += [
+        "",
+        "Network + CRF, class by class. PSA: trained on PSA seeds here; as published, PSA's own network.",
+        "",
+        "| class | PSA | dynamic SSDD | gain | published on VOC: PSA | published on VOC: SSDD | published gain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    pair = [found["network + CRF"].get(row) for row in ("PSA", "dynamic SSDD")]
+    for n, name in enumerate([*CLASSES, None]):
+        before, after = (values[n] if name else PUBLISHED_CLASS_MEAN[row] for row, values in PUBLISHED_CLASSES.items())
+        cells = [*(cell(figures, name) for figures in pair), gain(*pair, name)]
+        cells += [f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"]
+        lines.append(f"| {name or '**mIoU**'} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def gain(before: dict | None, after: dict | None, name: str | None) -> str:
+    """Mean difference over the runs that have both."""
+    both = [out for out in before or () if out in (after or ())]
+    pairs = [[f[out]["miou"] if name is None else f[out]["iou"][name] for f in (before, after)] for out in both]
+    if not pairs or any(value is None for pair in pairs for value in pair):
+        return "–"
+    return f"{100 * np.mean([b - a for a, b in pairs]):+.1f}"
+
+
+def charts(found: dict, title: str) -> dict[str, Image.Image]:
+    """seeds.png: mIoU of raw seeds and networks; classes.png: IoU of each class of the networks."""
+
+    def spread(values: list[float | None]) -> tuple[float, float] | None:
+        if not values or any(v is None for v in values):
+            return None
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+    mious = {
+        column: [spread([f["miou"] for f in rows.get(row, {}).values()]) for row in NETWORK]
+        for column, rows in found.items()
+    }
+    pictures = {"seeds.png": bars(f"mIoU, {title}", list(NETWORK), mious)}
+    networks = found["network + CRF"]
+    shown = [c for c in CLASSES if any(f["iou"][c] is not None for r in networks.values() for f in r.values())]
+    if shown:
+        classes = {
+            row: [spread([f["iou"][c] for f in figures.values()]) for c in shown] for row, figures in networks.items()
+        }
+        pictures["classes.png"] = bars(f"IoU, networks + CRF, {title}", shown, classes)
+    return pictures
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("outs", nargs="+", type=Path, metavar="OUT", help="--out folder of a run")
+    parser.add_argument("--modelid", default="ssdd", help="name of the run in those folders (default: ssdd)")
+    parser.add_argument("--voc-root", help="VOC folder (default: as the runs recorded it)")
+    parser.add_argument("--raw-split", default="train", help="list on which raw seeds are judged (default: train)")
+    parser.add_argument("--split", default="val", help="list on which networks are judged (default: val)")
+    parser.add_argument("--into", type=Path, default=Path("tables"), help="folder for the tables (default: tables)")
+    arguments = parser.parse_args(argv)
+    configs = runs.repetitions(arguments.outs, arguments.modelid)
+    root = arguments.voc_root or configs[0]["voc_root"]
+    raw_ids, ids = (read_ids(root, split) for split in (arguments.raw_split, arguments.split))
+    found = measure(arguments.outs, arguments.modelid, root, raw_ids, ids)
+    if not any(found.values()):
+        raise InputError(f"{arguments.outs[0]} has neither seeds nor masks yet: run prepare_labels and the modes first")
+    splits = [(arguments.raw_split, len(raw_ids)), (arguments.split, len(ids))]
+    text = as_markdown(found, configs, arguments.outs, splits, (Path(root) / "demo.json").exists())
+    about = {
+        "preset": configs[0]["preset"],
+        "recipe": configs[0]["recipe"],
+        "runs": {str(out): config["seed"] for out, config in zip(arguments.outs, configs, strict=True)},
+        "raw_split": arguments.raw_split,
+        "split": arguments.split,
+    }
+    published = {"raw": PUBLISHED_RAW, "network": PUBLISHED_NETWORK, "classes": PUBLISHED_CLASSES}
+    content = {"about": about, "measured": found, "published_on_voc_in_percent": published}
+    for name, written in {"tables.md": text, "tables.json": json.dumps(content, indent=1) + "\n"}.items():
+        with atomic_write(arguments.into / name) as temporary:
+            temporary.write_text(written, encoding="utf-8")
+    title = f"{about['preset']} preset, {arguments.split}, {len(arguments.outs)} runs"
+    for name, picture in charts(found, title).items():
+        with atomic_write(arguments.into / name) as temporary:
+            picture.save(temporary, format="PNG")
+    print(text)
+    print(f"wrote tables.md, tables.json and charts into {arguments.into}")
+
+
+if __name__ == "__main__":
+    main()

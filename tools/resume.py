@@ -1,0 +1,139 @@
+"""Where a training run stands, kept on disk so that it goes on exactly, and the signals that ask it to leave."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from datasets.errors import InputError
+from tools import checkpoint, distributed
+
+Figures = tuple[int, list[str], dict[str, Tensor]]  # step, ids, scalar losses and other figures
+
+
+@dataclass
+class Standing:
+    """Where a run stands between two steps.
+
+    There is no random state in it: order, augmentation and dropout are seeded by run, epoch and step.
+    """
+
+    epoch: int = 0  # complete ones
+    step: int = 0  # complete ones of the epoch after those
+    totals: dict[str, float] = field(default_factory=dict)  # sums of that epoch's figures over the steps looked at
+    unseen: list[Figures] = field(default_factory=list)  # figures of the steps since
+
+
+def write_state(
+    path: Path,
+    at: Standing,
+    steps: int,
+    networks: dict[str, nn.Module],
+    optimisers: Sequence[torch.optim.Optimizer],
+) -> None:
+    """Keep a run's standing with what it trains.
+
+    Args:
+        steps: in an epoch; a run that is dealt out in another way cannot go on within one.
+
+    Raises:
+        InputError: it cannot be written; what was kept before still is.
+    """
+    unseen = [(step, list(ids), {name: v.cpu() for name, v in figures.items()}) for step, ids, figures in at.unseen]
+    content = {
+        "epoch": at.epoch,
+        "step": at.step,
+        "steps": steps,
+        "totals": at.totals,
+        "unseen": unseen,
+        "networks": {name: network.state_dict() for name, network in networks.items()},
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+    }
+    checkpoint.save(path, content)
+
+
+def read_state(
+    path: Path,
+    epochs: int,
+    steps: int,
+    networks: dict[str, nn.Module],
+    optimisers: Sequence[torch.optim.Optimizer],
+) -> Standing:
+    """Fill networks and optimisers from a state file; where the run stands.
+
+    Raises:
+        InputError: the file is damaged, or of another run.
+    """
+    state = checkpoint.load(path)
+    try:
+        at = Standing(int(state["epoch"]), int(state["step"]), dict(state["totals"]), list(state["unseen"]))
+        if at.step and state["steps"] != steps:
+            raise ValueError(f"its epochs have {state['steps']} steps, here {steps}: start as many processes")
+        if not 0 <= at.epoch <= epochs or not 0 <= at.step <= steps or len(at.unseen) > steps:
+            raise ValueError(f"epoch {at.epoch}, step {at.step}")
+        for name, network in networks.items():
+            network.load_state_dict(state["networks"][name])
+        for optimiser, content in zip(optimisers, state["optimisers"], strict=True):
+            own = optimiser.state_dict()["param_groups"]  # rates and the like are the Config's
+            optimiser.load_state_dict({"state": content["state"], "param_groups": own})
+            for parameter, values in optimiser.state.items():
+                for name, value in values.items():
+                    if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                        raise ValueError(f"{name} of the optimiser is {tuple(value.shape)}")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} does not fit this run ({reason}); start over with --fresh") from None
+    if not weights_are_finite(networks):
+        raise InputError(f"{path} holds weights that are not finite; start over with --fresh")
+    return at
+
+
+def weights_are_finite(networks: dict[str, nn.Module]) -> bool:
+    return all(torch.isfinite(p).all() for network in networks.values() for p in network.parameters())
+
+
+class Interruption:
+    """Asks, between steps, whether to save or to leave. A context manager.
+
+    The first SIGTERM or SIGINT asks to save and leave; a second leaves at once.
+
+    Args:
+        minutes: between two saves.
+    """
+
+    def __init__(self, minutes: float):
+        self.seconds, self.number, self._owner = 60 * minutes, 0, os.getpid()
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.saved()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame) -> None:
+        if os.getpid() != self._owner:  # a data loader's process, forked with this handler
+            return
+        self.number = number
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+        name = signal.Signals(number).name
+        print(f"\n{name}: saving after this step; a second signal leaves at once", file=sys.stderr, flush=True)
+
+    def saved(self) -> None:
+        """Start the time to the next save."""
+        self._since = time.monotonic()
+
+    def asks(self) -> tuple[bool, int]:
+        """Whether it is time to save, and the number of a signal that asks to leave or 0; the same in all processes."""
+        due = time.monotonic() - self._since > self.seconds
+        due, number = distributed.highest([int(due and distributed.rank() == 0), self.number])
+        return bool(due or number), number

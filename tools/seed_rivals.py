@@ -1,0 +1,236 @@
+"""What does static SSDD gain over the simplest rivals, and how much could be gained?
+
+    python -m tools.seed_rivals demo demo1 demo2 --json rivals.json
+
+Each argument is the --out folder of a finished mode 1; several are repetitions with other seeds. Rivals: always PSA,
+always PSA+CRF, at each pixel the one with the larger probability, and SSDD without its DD-Net: PSA+CRF but for the
+classes that it lost (the flags alone). The oracle takes at each pixel the mask that is right (PSA where both or none
+is), so it is the ceiling of every choice between the two. True masks are used to judge only, but for the line about the
+bias, which is chosen on every second image and judged on the others.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.errors import InputError, program
+from datasets.files import atomic_write
+from datasets.labels import SeedMaps, load_differences, load_maps, store_path
+from datasets.voc import CLASSES, IGNORE, class_names, mask_path, read_ids, read_mask
+from models.segmentation import resize
+from models.ssdd import integrate, missing_class_flags
+from tools import runs
+from tools.metrics import confusion, iou, mean_and_spread, mean_iou
+
+RULES = ("PSA", "PSA+CRF", "larger probability", "flags alone", "static SSDD", "oracle")
+COMPARED = RULES[2:5]
+SINGLE = RULES[:2]
+BIASES = tuple(np.arange(-1.0, 1.05, 0.1).round(1).tolist())
+BINS = 400  # of σ(d_K) − σ(d_A) in −1…1
+
+
+def choices(
+    knowledge: SeedMaps, advice: SeedMaps, flags: torch.Tensor, refined: np.ndarray, truth: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The mask H×W of every rule.
+
+    Args:
+        flags: 1×21, the classes that the advice lost.
+        refined: the static SSDD mask.
+        truth: the true mask, for the oracle.
+    """
+    # PSA's maps do not sum to 1, the CRF's do.
+    sure = [maps.maps.max(axis=0) / np.maximum(maps.maps.sum(axis=0), 1e-12) for maps in (knowledge, advice)]
+    k, a = (maps.classes[maps.maps.argmax(axis=0)] for maps in (knowledge, advice))
+    larger = np.where(sure[1] >= sure[0], a, k)
+    oracle = np.where((a == truth) & (k != truth), a, k)
+    lost = flags[0].numpy() > 0
+    by_flags = np.where(lost[k] & ~lost[a], k, a)
+    return dict(zip(RULES, (k, a, larger, by_flags, refined, oracle), strict=True))
+
+
+def lost_classes(knowledge: SeedMaps, advice: SeedMaps, kept: bool, classes: int = len(CLASSES)) -> torch.Tensor:
+    """The integration's flags of one image, 1×C."""
+    pair = [torch.from_numpy(maps.classes[maps.maps.argmax(axis=0)])[None] for maps in (knowledge, advice)]
+    present = torch.zeros(1, classes)
+    present[0, torch.from_numpy(knowledge.classes)] = 1
+    return missing_class_flags(*pair, present, kept)
+
+
+def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
+    """All figures of one run.
+
+    Returns:
+        "rules": {rule: {"miou", "iou": {class: float or None}}}, "images": {id: {rule: mean IoU of its classes}},
+        "share_of_gap", "pixels" (how often which mask is right where they differ, and what each rule makes of it),
+        "detection" (area under the ROC curve of σ(d_K) − σ(d_A) as a sign that the advice is right), "bias".
+
+    Raises:
+        InputError: a map or mask is missing, damaged or of another size than its true mask.
+    """
+    folder = out / "precompute" / modelid
+    runs.need(folder / "config.json", "python main_ssdd.py --mode=1")
+    stored, names = runs.read_config(folder / "config.json"), class_names(root)
+    classes = len(names)
+    counts = dict.fromkeys(RULES, 0)
+    halves = [dict.fromkeys(BIASES, 0) for _ in range(2)]
+    pixels = dict.fromkeys(("differ", "PSA right", "PSA+CRF right", *COMPARED), 0)
+    histograms = np.zeros((2, BINS))
+    images = {}
+    for place, image_id in enumerate(ids):
+        truth = read_mask(mask_path(root, image_id), classes)
+        seeds = [
+            load_maps(store_path(out / "prepare_labels" / "results" / kind, image_id))
+            for kind in ("out_aff", "out_aff_crf")
+        ]
+        refined = read_mask(folder / f"{image_id}.png", classes)
+        for name, shape in {"PSA": seeds[0].maps.shape[1:], "PSA+CRF": seeds[1].maps.shape[1:],
+                            "static SSDD": refined.shape}.items():  # fmt: skip
+            if shape != truth.shape:
+                raise InputError(f"{out}, {image_id}: {name} is {shape}, its true mask {truth.shape}")
+        flags = lost_classes(*seeds, stored["flag_rule"] == "kept", classes)
+        masks = choices(*seeds, flags, refined, truth)
+        own = {rule: confusion(truth, mask, classes) for rule, mask in masks.items()}
+        counts = {rule: counts[rule] + own[rule] for rule in RULES}
+        images[image_id] = {rule: mean_iou(count) for rule, count in own.items()}
+
+        k, a = (masks[rule] for rule in SINGLE)
+        differ = (k != a) & (truth != IGNORE)
+        right_k, right_a = differ & (k == truth), differ & (a == truth)
+        pixels["differ"] += int(differ.sum())
+        pixels["PSA right"] += int(right_k.sum())
+        pixels["PSA+CRF right"] += int(right_a.sum())
+        for rule in COMPARED:
+            pixels[rule] += int((differ & (masks[rule] == truth)).sum())
+
+        d_k, d_a = (
+            resize(torch.from_numpy(d)[None, None], truth.shape) for d in load_differences(store_path(folder, image_id))
+        )
+        score = (torch.sigmoid(d_k) - torch.sigmoid(d_a))[0, 0].numpy()
+        for row, right in enumerate((right_k, right_a)):
+            histograms[row] += np.histogram(score[right], BINS, (-1, 1))[0]
+        # Only where the masks differ does the bias matter.
+        same = confusion(np.where(differ, IGNORE, truth), k, classes)
+        at = [torch.from_numpy(mask[differ].astype(np.int64)).view(1, 1, -1) for mask in (k, a)]
+        at_d = [d[:, :, torch.from_numpy(differ)].unsqueeze(2) for d in (d_k, d_a)]
+        for bias in BIASES:
+            chosen = integrate(*at, *at_d, flags, bias, stored["seed_bg"]).flatten().numpy()
+            count = same + confusion(truth[differ], chosen, classes)
+            halves[place % 2][bias] = halves[place % 2][bias] + count
+
+    figures = {rule: {"miou": mean_iou(count), "iou": by_class(iou(count), names)} for rule, count in counts.items()}
+    return {
+        "rules": figures,
+        "share_of_gap": share_of_gap({rule: f["miou"] for rule, f in figures.items()}),
+        "pixels": pixels,
+        "detection": area_under_roc(*histograms),
+        "bias": chosen_bias(halves) if len(ids) > 1 else None,
+        "images": images,
+    }
+
+
+def by_class(values: np.ndarray, names: tuple[str, ...] = CLASSES) -> dict[str, float | None]:
+    return {name: float(v) if np.isfinite(v) else None for name, v in zip(names, values, strict=True)}
+
+
+def share_of_gap(figures: dict[str, float]) -> float | None:
+    """(SSDD − best single mask) / (oracle − best single mask); None where the oracle gains nothing."""
+    best = max(figures[rule] for rule in SINGLE)
+    gap = figures["oracle"] - best
+    return (figures["static SSDD"] - best) / gap if gap > 0 else None
+
+
+def area_under_roc(negative: np.ndarray, positive: np.ndarray) -> float | None:
+    """Probability that a pixel where the advice is right scores above one where the knowledge is, from histograms."""
+    if not negative.sum() or not positive.sum():
+        return None
+    below = np.concatenate([[0], np.cumsum(negative)[:-1]])
+    return float((positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum()))
+
+
+def chosen_bias(halves: list[dict[float, np.ndarray]]) -> dict:
+    """The bias that is best on one half of the images, and its mIoU on the other half beside the best single mask's."""
+    figures = [{bias: mean_iou(count) for bias, count in half.items()} for half in halves]
+    best = max(BIASES, key=lambda bias: figures[0][bias])
+    return {"best_on_first_half": best, "sweep_of_first_half": figures[0], "sweep_of_second_half": figures[1]}
+
+
+def as_markdown(results: dict[str, dict], seen: str) -> str:
+    """Tables of all runs together, percent, mean ± standard deviation over the runs."""
+    judged = list(results.values())
+    known = [c for c in judged[0]["rules"]["PSA"]["iou"] if any(r["rules"]["PSA"]["iou"][c] is not None for r in judged)]
+    lines = [f"| {seen} | mIoU | {' | '.join(known)} |", f"|---|---|{'---|' * len(known)}"]
+    for rule in RULES:
+        cells = [mean_and_spread([r["rules"][rule]["iou"][c] for r in judged]) for c in known]
+        total = mean_and_spread([r["rules"][rule]["miou"] for r in judged])
+        lines.append(f"| {rule} | **{total}** | {' | '.join(cells)} |")
+    shares = [r["share_of_gap"] for r in judged]
+    lines += ["", f"Of the way from the best single mask to the oracle, SSDD goes {mean_and_spread(shares)} %."]
+    lines += ["", "| of the pixels where PSA and PSA+CRF differ | % |", "|---|---|"]
+    for name in ("PSA right", "PSA+CRF right", *COMPARED):
+        shown = [r["pixels"][name] / r["pixels"]["differ"] if r["pixels"]["differ"] else None for r in judged]
+        label = name if "right" in name else f"{name} right"
+        lines.append(f"| {label} | {mean_and_spread(shown)} |")
+    lines += ["", "| images in which, by the mean IoU of their classes | % |", "|---|---|"]
+    for label, holds in IMAGES.items():
+        shown = [
+            np.mean([holds(*(image[rule] for rule in (*SINGLE, "static SSDD"))) for image in r["images"].values()])
+            for r in judged
+        ]
+        lines.append(f"| {label} | {mean_and_spread(shown)} |")
+    detection = mean_and_spread([r["detection"] for r in judged])
+    lines += [
+        "",
+        "Area under the ROC curve of σ(d_K) − σ(d_A) as a sign that the CRF is right (50: it knows nothing): ",
+    ]
+    lines[-1] += f"{detection}."
+    for out, r in results.items():
+        if r["bias"]:
+            best = r["bias"]["best_on_first_half"]
+            there = r["bias"]["sweep_of_second_half"]
+            lines.append(
+                f"{out}: best bias on every second image {best:+.1f}; on the others it gives {100 * there[best]:.2f}, "
+                f"the published +0.4 {100 * there[0.4]:.2f}."
+            )
+    return "\n".join(lines)
+
+
+# (psa, crf, ssdd) → whether an image counts; "hurts" and "helps" mean by more than a percent point.
+IMAGES = {
+    "the CRF hurts PSA by more than 1 point": lambda psa, crf, ssdd: crf < psa - 0.01,
+    "the CRF helps PSA by more than 1 point": lambda psa, crf, ssdd: crf > psa + 0.01,
+    "SSDD is better than PSA": lambda psa, crf, ssdd: ssdd > psa,
+    "SSDD is better than PSA+CRF": lambda psa, crf, ssdd: ssdd > crf,
+    "SSDD is worse than both": lambda psa, crf, ssdd: ssdd < min(psa, crf),
+}
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("outs", nargs="+", type=Path, metavar="OUT", help="--out folder of a run after mode 1")
+    parser.add_argument("--modelid", default="ssdd", help="name of the run in those folders (default: ssdd)")
+    parser.add_argument("--voc-root", help="VOC folder (default: as the runs recorded it)")
+    parser.add_argument("--split", default="train", help="list of the images (default: train)")
+    parser.add_argument("--json", type=Path, help="also write all figures here, with those of every image")
+    arguments = parser.parse_args(argv)
+    configs = runs.repetitions(arguments.outs, arguments.modelid)
+    root = arguments.voc_root or configs[0]["voc_root"]
+    ids = read_ids(root, arguments.split)
+    results = {}
+    for out in arguments.outs:
+        results[str(out)] = judge(out, arguments.modelid, root, ids)
+    seen = f"{configs[0]['preset']} preset, {arguments.split}, {len(ids)} images, {len(results)} runs"
+    print(as_markdown(results, seen))
+    named = [f"{out} (seed {config['seed']})" for out, config in zip(results, configs, strict=True)]
+    print(f"\nRuns: {', '.join(named)}.")
+    if arguments.json:
+        with atomic_write(arguments.json) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
