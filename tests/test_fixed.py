@@ -74,7 +74,7 @@ def test_a_stopped_run_ends_bit_by_bit_where_a_whole_one_does(own_run, monkeypat
             raise KeyboardInterrupt
         save(path, content)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(checkpoint, "save", stopping)
         run(4, config, "--fresh")
     assert checkpoint.load(config.run_folder(4) / "state.pth")["epoch"] == 1

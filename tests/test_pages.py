@@ -145,7 +145,7 @@ def clean_tab(tab):
     tab.requests.clear()
     tab.look(1200, 900)
     yield tab
-    tab.run("new Promise((done) => setTimeout(done, 100))")
+    tab.run("new Promise((done) => setTimeout(done, 100))")  # for messages that are under way
     assert tab.errors == []
     assert tab.requests and all(url.startswith(("file://", "data:")) for url in tab.requests)
 
@@ -193,8 +193,7 @@ def test_training_pages_step_through_epochs_and_samples(run, clean_tab, name):
         all_show(2, ids[place : place + 1])
     tab.key("ArrowDown")
     tab.key("ArrowLeft")
-    tab.call("Page.reload")
-    tab.run("new Promise((done) => setTimeout(done, 300))")
+    tab.load(lambda: tab.call("Page.reload"))
     all_show(1, ids[1:])
     classes = data_of(Path(run.out) / "script" / f"{name}.html")["samples"]
     chosen = classes[0]["classes"][0]
@@ -241,8 +240,8 @@ def test_row_pages_sort_filter_and_turn_over(run, clean_tab, name):
     assert shown() == [row["id"] for row in data["rows"] if chosen in row["classes"]]
     tab.choose("#class", "")
     # Pages of 2 rows, which the list does not offer, as the set is so small.
-    tab.run("(() => { remember({ size: 2, from: 0 }); location.reload(); })()")
-    tab.run("new Promise((done) => setTimeout(done, 300))")
+    tab.run("remember({ size: 2, from: 0 })")
+    tab.load(lambda: tab.call("Page.reload"))
     ids = [row["id"] for row in data["rows"]]
     assert shown() == ids[:2]
     for step, part in (("click:#page-after", ids[2:4]), ("key:ArrowLeft", ids[:2]), ("key:ArrowRight", ids[2:4]),
@@ -251,8 +250,7 @@ def test_row_pages_sort_filter_and_turn_over(run, clean_tab, name):
         {"click": tab.click, "key": tab.key}[kind](what)
         assert shown() == part, step
     for name, title in make_pages.PAGES.items():
-        tab.click(f"nav a[href='{name}.html']")
-        tab.run("new Promise((done) => setTimeout(done, 300))")
+        tab.load(lambda name=name: tab.click(f"nav a[href='{name}.html']"))
         assert tab.run("document.querySelector('h1').textContent") == title
 
 

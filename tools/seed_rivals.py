@@ -161,7 +161,8 @@ def chosen_bias(halves: list[dict[float, np.ndarray]]) -> dict:
 def as_markdown(results: dict[str, dict], seen: str) -> str:
     """Tables of all runs together, percent, mean ± standard deviation over the runs."""
     judged = list(results.values())
-    known = [c for c in judged[0]["rules"]["PSA"]["iou"] if any(r["rules"]["PSA"]["iou"][c] is not None for r in judged)]
+    seeds = [run["rules"]["PSA"]["iou"] for run in judged]
+    known = [c for c in seeds[0] if any(classes[c] is not None for classes in seeds)]
     lines = [f"| {seen} | mIoU | {' | '.join(known)} |", f"|---|---|{'---|' * len(known)}"]
     for rule in RULES:
         cells = [mean_and_spread([r["rules"][rule]["iou"][c] for r in judged]) for c in known]
