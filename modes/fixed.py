@@ -37,15 +37,14 @@ def run(config: Config) -> None:
     segmentation.to(device, memory_format=layout)
     freeze_for_ssdd(segmentation, segmentation)
     parallel = wrapped(segmentation, device)
+    classes = class_names(config.voc_root)
 
     def losses(batch: dict) -> tuple[dict, dict]:
         with distributed.autocast(device, config.precision):
             logits = parallel(network_input(batch, layout)).main.logits
         return {"loss_seg": F.cross_entropy(logits, batch["seed"], ignore_index=IGNORE)}, {}
 
-    classes = class_names(config.voc_root)
-
-    def after_epoch(epoch: int, _: History | None) -> None:
+    def after_epoch(epoch: int, history: History | None) -> None:
         if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
             checkpoint.save_weights(runs.numbered(folder, "seg", epoch), segmentation, config, classes)
 

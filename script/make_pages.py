@@ -38,7 +38,7 @@ PAGES = {
     "val": "Validation",
 }
 SECONDS_BETWEEN = 300
-LABEL_IMAGES = 400  # seeds of at most this many training images are shown
+LABEL_IMAGES = 200  # seeds of at most this many training images are shown
 LABEL_SIDE = 256  # pixels, of their pictures
 GRID = 24  # cells a side, of the small copy of a mask that names the class under the pointer
 POINTS = 400  # of a curve
@@ -170,7 +170,7 @@ def labels_page(config: Config, folder: Path) -> dict:
 
 def validation_page(config: Config, folder: Path) -> dict:
     ids = read_ids(config.voc_root, config.split)
-    masks, root, made = config.validation_folder(), config.voc_root, folder / "wrong"
+    masks, root, made = config.validation_folder(), config.voc_root, folder / "wrong" / config.validation_folder().name
     classes = len(class_names(root))
     shown = [image_id for image_id in ids if (masks / "crf" / f"{image_id}.png").exists()]
     if not shown:

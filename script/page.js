@@ -36,7 +36,7 @@ function class_at(grid, x, y) {
 }
 
 function hover(area, lines_at) {
-  area.addEventListener("pointermove", (event) => {
+  const show = (event) => {
     const box = area.getBoundingClientRect();
     const text = lines_at((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
     hint.hidden = !text;
@@ -45,7 +45,8 @@ function hover(area, lines_at) {
     hint.style.left = Math.max(4, left) + "px";
     const below = event.clientY + 18;
     hint.style.top = (below + hint.offsetHeight > innerHeight ? event.clientY - hint.offsetHeight - 12 : below) + "px";
-  });
+  };
+  for (const kind of ["pointermove", "pointerdown"]) area.addEventListener(kind, show);
   for (const end of ["pointerleave", "pointercancel"]) area.addEventListener(end, () => { hint.hidden = true; });
 }
 

@@ -7,6 +7,7 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -50,7 +51,7 @@ class Browser:
             message["sessionId"] = self.session
         os.write(self.send_to, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._next(60)
+            answer = self._next(180)
             if answer.get("id") == self.number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
@@ -82,11 +83,15 @@ class Browser:
 
     def open(self, url: str) -> float:
         """Load a page; the seconds until its load event."""
+        return self.load(lambda: self.call("Page.navigate", url=url))
+
+    def load(self, action: Callable[[], object]) -> float:
+        """Do what makes the tab load a page, and wait for its load event; the seconds until then."""
         self.events.clear()
         started = time.perf_counter()
-        self.call("Page.navigate", url=url)
+        action()
         while "Page.loadEventFired" not in self.events:
-            self._note(self._next(60))
+            self._note(self._next(180))
         return time.perf_counter() - started
 
     def run(self, script: str):

@@ -67,7 +67,7 @@ def test_scores_and_pictures_of_errors_agree_with_the_masks(run, tiny_voc):
         for c in set(truth[known].tolist()):
             iou = (known & (truth == c) & (mask == c)).sum() / (known & ((truth == c) | (mask == c))).sum()
             assert row["scores"]["crf"][str(c)] == pytest.approx(100 * iou, abs=0.051)
-        kinds = np.array(Image.open(folder / "script" / "wrong" / f"{row['id']}.png"))
+        kinds = np.array(Image.open(folder / "script" / "wrong" / "ssdd" / f"{row['id']}.png"))
         assert np.array_equal(kinds > 0, known & (truth != mask))
         assert np.array_equal(kinds == 1, known & (truth > 0) & (mask == 0))
         assert np.array_equal(kinds == 2, known & (truth == 0) & (mask > 0))
@@ -145,7 +145,7 @@ def clean_tab(tab):
     tab.requests.clear()
     tab.look(1200, 900)
     yield tab
-    tab.run("new Promise((done) => setTimeout(done, 100))")
+    tab.run("new Promise((done) => setTimeout(done, 100))")  # for messages that are under way
     assert tab.errors == []
     assert tab.requests and all(url.startswith(("file://", "data:")) for url in tab.requests)
 
@@ -193,8 +193,7 @@ def test_training_pages_step_through_epochs_and_samples(run, clean_tab, name):
         all_show(2, ids[place : place + 1])
     tab.key("ArrowDown")
     tab.key("ArrowLeft")
-    tab.call("Page.reload")
-    tab.run("new Promise((done) => setTimeout(done, 300))")
+    tab.load(lambda: tab.call("Page.reload"))
     all_show(1, ids[1:])
     classes = data_of(Path(run.out) / "script" / f"{name}.html")["samples"]
     chosen = classes[0]["classes"][0]
@@ -241,8 +240,8 @@ def test_row_pages_sort_filter_and_turn_over(run, clean_tab, name):
     assert shown() == [row["id"] for row in data["rows"] if chosen in row["classes"]]
     tab.choose("#class", "")
     # Pages of 2 rows, which the list does not offer, as the set is so small.
-    tab.run("(() => { remember({ size: 2, from: 0 }); location.reload(); })()")
-    tab.run("new Promise((done) => setTimeout(done, 300))")
+    tab.run("remember({ size: 2, from: 0 })")
+    tab.load(lambda: tab.call("Page.reload"))
     ids = [row["id"] for row in data["rows"]]
     assert shown() == ids[:2]
     for step, part in (("click:#page-after", ids[2:4]), ("key:ArrowLeft", ids[:2]), ("key:ArrowRight", ids[2:4]),
@@ -251,8 +250,7 @@ def test_row_pages_sort_filter_and_turn_over(run, clean_tab, name):
         {"click": tab.click, "key": tab.key}[kind](what)
         assert shown() == part, step
     for name, title in make_pages.PAGES.items():
-        tab.click(f"nav a[href='{name}.html']")
-        tab.run("new Promise((done) => setTimeout(done, 300))")
+        tab.load(lambda name=name: tab.click(f"nav a[href='{name}.html']"))
         assert tab.run("document.querySelector('h1').textContent") == title
 
 
@@ -302,9 +300,9 @@ def test_validation_page_of_1449_images_is_quick(tmp_path, tiny_voc, clean_tab):
         for kind in ("mask", "crf"):
             os.link(tmp_path / f"{n % len(sources)}.png", masks / kind / f"{image_id}.png")
     (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("\n".join(ids))
-    started = time.perf_counter()
+    started = time.process_time()  # whatever else this machine does
     make_pages.make_pages(replace(Config(), out=str(tmp_path), voc_root=str(voc)))
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 30
     assert clean_tab.open((tmp_path / "script" / "val.html").as_uri()) < 2
     assert clean_tab.run("document.querySelectorAll('article').length") == 20
     assert clean_tab.call("Runtime.getHeapUsage")["usedSize"] < 100 * 2**20

@@ -22,7 +22,7 @@ from tools.config import Config, check
 _LARGEST_FILE = 1 << 36
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Where and on what a training ran says nothing about its network: without them the same training gives the same file.
-_NOT_KEPT = ("voc_root", "out", "weights", "fresh", "device", "workers", "crf_workers")
+_NOT_KEPT = ("voc_root", "out", "weights", "fresh", "device", "workers", "crf_workers", "submit", "checkpoint_every")
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from datasets.files import atomic_write
+from tools import distributed
 
 FILE = "history.jsonl"
 
@@ -60,8 +61,8 @@ class History:
 
 
 def note_pass(folder: Path, images: int, started: float) -> None:
-    """Note a pass over `images` images since `started` (time.perf_counter)."""
-    seconds = time.perf_counter() - started
+    """Note a pass over `images` images since `started` (time.perf_counter); the other processes did as many each."""
+    seconds, images = time.perf_counter() - started, images * distributed.processes()
     if images:
         _append(folder / FILE, {"images": images, "seconds": seconds, "images_per_second": images / seconds,
                                 "memory_gib": peak_memory()})  # fmt: skip

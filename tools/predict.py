@@ -36,6 +36,7 @@ from tools.config import check
 from tools.progress import progress
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # of the many that Pillow knows; one of them runs Ghostscript
 LARGEST_SIDE = 1600  # pixels; larger pictures are segmented at this size, the mask then enlarged
 OVERLAY = 0.55  # weight of a class's colour over the picture
 
@@ -193,7 +194,9 @@ def find(inputs: list[Path]) -> dict[Path, Path]:
 def read(path: Path) -> np.ndarray:
     """A picture as people see it, turned as its EXIF entry says; H×W×3 uint8 RGB."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would cut off what is brighter than 255
+                raise ValueError("more than 8 bits a channel")
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise InputError(f"{path} cannot be read as a picture ({error})") from None

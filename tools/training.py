@@ -246,8 +246,8 @@ def train(
             if main:
                 means = "  ".join(f"{name} {total / steps:.4f}" for name, total in at.totals.items())
                 print(f"{title}  epoch {epoch + 1}/{config.epochs}  {means}  {images:.1f} images/s", flush=True)
-                figures = {"seconds": seconds, "images_per_second": images, "memory_gib": peak_memory()}
-                history.epoch(epoch + 1, figures)
+                noted = {"seconds": seconds, "images_per_second": images, "memory_gib": peak_memory()}
+                history.epoch(epoch + 1, noted)
             after_epoch(epoch + 1, history)
             at = Standing(epoch + 1)
             save()
