@@ -10,19 +10,24 @@ happens.
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import random
 import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
 import traceback
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +49,7 @@ from tools.voc import read_sbd_ids
 
 LONGEST, MOST_MEMORY = 10.0, 1 << 30  # seconds, bytes a file
 PER_PROCESS = 50  # files
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Stage(NamedTuple):
@@ -256,7 +262,55 @@ NUMBERS = (b"\0", b"\xff", b"\x7f", b"\x80", b"\xff" * 4, b"\0" * 4, b"\xff\xff\
 
 
 def mutated(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    """Damage: flipped bits, odd numbers, a cut, a part taken out, doubled, exchanged, or from another file."""
+    """Damage a file from outside, or, for archives and PNGs, a part of it so that the file's own checks still pass."""
+    parts, join = taken_apart(content)
+    if len(parts) == 1 or rng.random() < 0.5:
+        return damaged(content, others, rng)
+    one, other = rng.randrange(len(parts)), rng.randrange(len(parts))
+    if rng.random() < 0.3:
+        parts[one], parts[other] = parts[other], parts[one]
+    else:
+        parts[one] = damaged(parts[one], [*others, *parts], rng)
+    return join(parts)
+
+
+def taken_apart(content: bytes) -> tuple[list[bytes], Callable[[list[bytes]], bytes]]:
+    """The parts of an archive or the chunks of a PNG, and what makes a file of such parts; else the file itself."""
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+            return [archive.read(name) for name in names], partial(archive_of, names)
+    if content.startswith(PNG):
+        kinds, chunks, place = [], [], len(PNG)
+        while place < len(content):
+            length, kind = struct.unpack(">I4s", content[place : place + 8])
+            chunk = content[place + 8 : place + 8 + length]
+            kinds.append(kind)
+            chunks.append(zlib.decompress(chunk) if kind == b"IDAT" else chunk)
+            place += length + 12
+        return chunks, partial(png_of, kinds)
+    return [content], lambda parts: parts[0]
+
+
+def archive_of(names: list[str], parts: list[bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, part in zip(names, parts, strict=True):
+            archive.writestr(name, part)
+    return file.getvalue()
+
+
+def png_of(kinds: list[bytes], chunks: list[bytes]) -> bytes:
+    content = PNG
+    for kind, chunk in zip(kinds, chunks, strict=True):
+        packed = zlib.compress(chunk) if kind == b"IDAT" else chunk
+        check = struct.pack(">I", zlib.crc32(kind + packed))
+        content += struct.pack(">I", len(packed)) + kind + packed + check
+    return content
+
+
+def damaged(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """Flipped bits, odd numbers, a cut, a stretch taken out, doubled, exchanged, or from another file."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 1, 2, 4, 16])):
         if not data:
@@ -283,7 +337,7 @@ def mutated(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
             one, other = bytes(data[place : place + length]), bytes(data[second : second + length])
             data[place : place + length], data[second : second + length] = other, one
         else:
-            strange = rng.choice(others)
+            strange = rng.choice([other for other in others if other])
             begin = rng.randrange(len(strange))
             data[place : place + length] = strange[begin : begin + length]
     return bytes(data)
