@@ -58,8 +58,8 @@ class Stage(NamedTuple):
     folders: tuple[str, ...]  # that it fills
 
 
-def mode(number: int) -> Callable[[list[str]], None]:
-    return lambda flags: main_ssdd.main([f"--mode={number}", *flags])
+def mode(number: int, *more: str) -> Callable[[list[str]], None]:
+    return lambda flags: main_ssdd.main([f"--mode={number}", *flags, *more])
 
 
 RESULTS = "prepare_labels/results/"
@@ -72,6 +72,7 @@ STAGES = (
     Stage("mode 1", mode(1), ("precompute",)),
     Stage("mode 2", mode(2), ("logs/dssdd_ssdd",)),
     Stage("mode 3", mode(3), ("validation",)),
+    Stage("mode 4", mode(4, "--seed_source=ssdd"), ("logs/fixed_ssdd_ssdd",)),
 )
 
 
