@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from datasets.errors import InputError
-from datasets.labels import load_differences, load_maps, save_differences
+from datasets.labels import load_differences, load_maps, save_differences, save_maps
 from datasets.voc import image_size, open_image, read_ids, read_image, read_mask, read_present
 from tools import checkpoint, runs
 from tools.config import demo
@@ -171,6 +171,16 @@ def test_maps_of_very_many_fields_or_with_a_pickle(tmp_path):
     refused(load_maps, tmp_path / "many.npz", "16 fields")
     np.savez(tmp_path / "pickle.npz", version=np.array(1), d_k=np.array([print]), d_a=np.zeros(1))
     refused(load_differences, tmp_path / "pickle.npz")
+
+
+def test_maps_made_by_letters_that_do_not_exist(tmp_path):
+    # Found by the campaign: NumPy's SystemError.
+    save_maps(tmp_path / "x.npz", np.array([0]), np.ones((1, 4, 5), np.float32), (4, 5), "x")
+    with np.load(tmp_path / "x.npz") as good:
+        fields = dict(good)
+    fields["made_by"] = np.frombuffer(b"\xff\xff\xff\x7f", "<U1").reshape(())
+    np.savez(tmp_path / "x.npz", **fields)
+    refused(load_maps, tmp_path / "x.npz")
 
 
 def test_difference_maps_that_are_not_finite(tmp_path):
