@@ -40,11 +40,14 @@ from datasets.errors import InputError
 from datasets.labels import load_differences, load_maps, save_differences, save_maps
 from datasets.voc import image_size, read_ids, read_image, read_mask, read_present
 from models.classifier import Classifier
+from modes.networks import build
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from tests.conftest import as_flags, tiny
 from tools import checkpoint, import_labels, runs
+from tools.config import voc
 from tools.convert_weights import MXNET_FILE, read_weights
-from tools.resume import Standing, read_state, write_state
+from tools.resume import Standing, read_state, weights_are_finite, write_state
+from tools.training import sgd
 from tools.voc import read_sbd_ids
 
 LONGEST, MOST_MEMORY = 10.0, 1 << 30  # seconds, bytes a file
@@ -418,6 +421,21 @@ def mutation_campaign(mutations: int, seed: int, work: Path) -> Mutations:
     return Mutations(worked, refused, slowest, most, failures)
 
 
+def checkpoint_cost(folder: Path) -> str:
+    """What a save within an epoch of mode 2 takes at the published size, of the time between two saves."""
+    config = voc()
+    segmentation, ddnet = build(config, dynamic=True)
+    networks = {"segmentation": segmentation, "ddnet": ddnet}
+    parameters = [list(network.parameters()) for network in networks.values()]
+    optimisers = [sgd([(own, 1.0)], config.momentum, config.weight_decay) for own in parameters]
+    begun = time.perf_counter()
+    weights_are_finite(networks)
+    write_state(folder / "state.pth", Standing(1, 2), 3, networks, optimisers)
+    took, size = time.perf_counter() - begun, (folder / "state.pth").stat().st_size
+    share = took / (60 * config.checkpoint_every)
+    return f"a save of mode 2 at the published size: {size >> 20} MiB, {took:.1f} s, {share:.1%} of the interval"
+
+
 def table(title: str, rows: dict[str, tuple]) -> None:
     print(title)
     for name, cells in rows.items():
@@ -428,10 +446,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--mutations", type=int, default=20_000)
+    parser.add_argument("--checkpoint", action="store_true", help="measure instead what a save costs")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.checkpoint:
+            print(checkpoint_cost(Path(folder)))
+            return 0
         begun = time.monotonic()
         if arguments.mutations:
             done = mutation_campaign(arguments.mutations, arguments.seed, Path(folder) / "files")
