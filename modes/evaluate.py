@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from datasets.errors import InputError
 from datasets.files import atomic_write
 from datasets.training_sets import as_tensor
-from datasets.voc import class_names, mask_path, read_ids, read_image, write_mask, write_submission
+from datasets.voc import class_names, list_path, mask_path, read_ids, read_image, write_mask, write_submission
 from models.crf import CrfKernel, CrfWorkers, dense_crf
 from models.segmentation import multiscale_probabilities, resize
 from modes.networks import build, network_input
@@ -110,9 +110,26 @@ def report(config: Config, ids: list[str], kinds: dict[str, Path]) -> None:
     if not any(mask_path(config.voc_root, image_id).exists() for image_id in ids):
         print(f"mode 3: masks of {len(ids)} images in {names}; no true masks for split '{config.split}', so no mIoU")
         return
-    results = {kind: evaluate(folder, config.voc_root, ids) for kind, folder in kinds.items()}
     path = config.validation_folder() / f"result_{config.split}.json"
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results = figures_of_before(config, path, ids, kinds)
+    if not results:
+        results = {kind: evaluate(folder, config.voc_root, ids) for kind, folder in kinds.items()}
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(as_markdown(results, f"{config.split}, {len(ids)} images"))
     print(f"mode 3: masks in {names}, figures in {path}")
+
+
+def figures_of_before(config: Config, path: Path, ids: list[str], kinds: dict[str, Path]) -> dict[str, dict]:
+    """The stored figures, if they are newer than the list and all masks that they were computed from; else none."""
+    masks = [folder / f"{image_id}.png" for folder in kinds.values() for image_id in ids]
+    sources = [list_path(config.voc_root, config.split), *masks, *(mask_path(config.voc_root, i) for i in ids)]
+    try:
+        made = path.stat().st_mtime_ns
+        if all(source.stat().st_mtime_ns <= made for source in sources):
+            stored = runs.read_config(path)
+            if all(stored[kind]["images"] == len(ids) and "miou" in stored[kind] for kind in kinds):
+                return stored
+    except (OSError, InputError, KeyError, TypeError):
+        pass  # they are computed anew
+    return {}

@@ -10,19 +10,24 @@ happens.
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import random
 import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
 import traceback
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,15 +40,19 @@ from datasets.errors import InputError
 from datasets.labels import load_differences, load_maps, save_differences, save_maps
 from datasets.voc import image_size, read_ids, read_image, read_mask, read_present
 from models.classifier import Classifier
+from modes.networks import build
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from tests.conftest import as_flags, tiny
 from tools import checkpoint, import_labels, runs
+from tools.config import voc
 from tools.convert_weights import MXNET_FILE, read_weights
-from tools.resume import Standing, read_state, write_state
+from tools.resume import Standing, read_state, weights_are_finite, write_state
+from tools.training import sgd
 from tools.voc import read_sbd_ids
 
 LONGEST, MOST_MEMORY = 10.0, 1 << 30  # seconds, bytes a file
 PER_PROCESS = 50  # files
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Stage(NamedTuple):
@@ -52,8 +61,8 @@ class Stage(NamedTuple):
     folders: tuple[str, ...]  # that it fills
 
 
-def mode(number: int) -> Callable[[list[str]], None]:
-    return lambda flags: main_ssdd.main([f"--mode={number}", *flags])
+def mode(number: int, *more: str) -> Callable[[list[str]], None]:
+    return lambda flags: main_ssdd.main([f"--mode={number}", *flags, *more])
 
 
 RESULTS = "prepare_labels/results/"
@@ -66,6 +75,7 @@ STAGES = (
     Stage("mode 1", mode(1), ("precompute",)),
     Stage("mode 2", mode(2), ("logs/dssdd_ssdd",)),
     Stage("mode 3", mode(3), ("validation",)),
+    Stage("mode 4", mode(4, "--seed_source=ssdd"), ("logs/fixed_ssdd_ssdd",)),
 )
 
 
@@ -256,7 +266,55 @@ NUMBERS = (b"\0", b"\xff", b"\x7f", b"\x80", b"\xff" * 4, b"\0" * 4, b"\xff\xff\
 
 
 def mutated(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    """Damage: flipped bits, odd numbers, a cut, a part taken out, doubled, exchanged, or from another file."""
+    """Damage a file from outside, or, for archives and PNGs, a part of it so that the file's own checks still pass."""
+    parts, join = taken_apart(content)
+    if len(parts) == 1 or rng.random() < 0.5:
+        return damaged(content, others, rng)
+    one, other = rng.randrange(len(parts)), rng.randrange(len(parts))
+    if rng.random() < 0.3:
+        parts[one], parts[other] = parts[other], parts[one]
+    else:
+        parts[one] = damaged(parts[one], [*others, *parts], rng)
+    return join(parts)
+
+
+def taken_apart(content: bytes) -> tuple[list[bytes], Callable[[list[bytes]], bytes]]:
+    """The parts of an archive or the chunks of a PNG, and what makes a file of such parts; else the file itself."""
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+            return [archive.read(name) for name in names], partial(archive_of, names)
+    if content.startswith(PNG):
+        kinds, chunks, place = [], [], len(PNG)
+        while place < len(content):
+            length, kind = struct.unpack(">I4s", content[place : place + 8])
+            chunk = content[place + 8 : place + 8 + length]
+            kinds.append(kind)
+            chunks.append(zlib.decompress(chunk) if kind == b"IDAT" else chunk)
+            place += length + 12
+        return chunks, partial(png_of, kinds)
+    return [content], lambda parts: parts[0]
+
+
+def archive_of(names: list[str], parts: list[bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, part in zip(names, parts, strict=True):
+            archive.writestr(name, part)
+    return file.getvalue()
+
+
+def png_of(kinds: list[bytes], chunks: list[bytes]) -> bytes:
+    content = PNG
+    for kind, chunk in zip(kinds, chunks, strict=True):
+        packed = zlib.compress(chunk) if kind == b"IDAT" else chunk
+        check = struct.pack(">I", zlib.crc32(kind + packed))
+        content += struct.pack(">I", len(packed)) + kind + packed + check
+    return content
+
+
+def damaged(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """Flipped bits, odd numbers, a cut, a stretch taken out, doubled, exchanged, or from another file."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 1, 2, 4, 16])):
         if not data:
@@ -283,7 +341,7 @@ def mutated(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
             one, other = bytes(data[place : place + length]), bytes(data[second : second + length])
             data[place : place + length], data[second : second + length] = other, one
         else:
-            strange = rng.choice(others)
+            strange = rng.choice([other for other in others if other])
             begin = rng.randrange(len(strange))
             data[place : place + length] = strange[begin : begin + length]
     return bytes(data)
@@ -363,6 +421,21 @@ def mutation_campaign(mutations: int, seed: int, work: Path) -> Mutations:
     return Mutations(worked, refused, slowest, most, failures)
 
 
+def checkpoint_cost(folder: Path) -> str:
+    """What a save within an epoch of mode 2 takes at the published size, of the time between two saves."""
+    config = voc()
+    segmentation, ddnet = build(config, dynamic=True)
+    networks = {"segmentation": segmentation, "ddnet": ddnet}
+    parameters = [list(network.parameters()) for network in networks.values()]
+    optimisers = [sgd([(own, 1.0)], config.momentum, config.weight_decay) for own in parameters]
+    begun = time.perf_counter()
+    weights_are_finite(networks)
+    write_state(folder / "state.pth", Standing(1, 2), 3, networks, optimisers)
+    took, size = time.perf_counter() - begun, (folder / "state.pth").stat().st_size
+    share = took / (60 * config.checkpoint_every)
+    return f"a save of mode 2 at the published size: {size >> 20} MiB, {took:.1f} s, {share:.1%} of the interval"
+
+
 def table(title: str, rows: dict[str, tuple]) -> None:
     print(title)
     for name, cells in rows.items():
@@ -373,10 +446,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--mutations", type=int, default=20_000)
+    parser.add_argument("--checkpoint", action="store_true", help="measure instead what a save costs")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.checkpoint:
+            print(checkpoint_cost(Path(folder)))
+            return 0
         begun = time.monotonic()
         if arguments.mutations:
             done = mutation_campaign(arguments.mutations, arguments.seed, Path(folder) / "files")

@@ -157,7 +157,7 @@ def test_weights_of_another_width(name, own_run, tmp_path, capsys):
     if name in ("mode 1", "mode 3"):
         trained = config.run_folder(int(name[-1]) - 1)
         said = refused(PROGRAMS[name], as_flags(replace(config, width=0.125)), config.out, capsys)
-        assert f"{trained} trained with --width=0.0625" in said
+        assert f"{trained} was made with --width=0.0625, this run has --width=0.125" in said
     said = refused(PROGRAMS[name], as_flags(replace(config, weights=str(weights))), config.out, capsys)
     assert str(weights) in said and ("is of another width" in said or "does not fit this network" in said)
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -153,3 +154,42 @@ def test_odd_pictures_go_through_the_whole_method(own_voc, tmp_path):
         assert read_mask(config.validation_folder() / "crf" / f"{image_id}.png").shape == picture.size[::-1]
     for image_id, picture in zip(read_ids(own_voc, "train"), odd["train"], strict=False):
         assert read_mask(config.precompute_folder() / f"{image_id}.png").shape == picture.size[::-1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "folder", "name", "other"),
+    [
+        ("0", "prepare_labels/results/out_aff", "preset", "voc"),
+        ("1", "logs/sssdd_ssdd", "recipe", "released"),
+        ("2", "precompute/ssdd", "recipe", "released"),
+        ("3", "logs/dssdd_ssdd", "preset", "voc"),
+        ("2", "prepare_labels/results/cls", "width", 0.5),
+    ],
+)
+def test_inputs_of_another_preset_recipe_or_width_are_refused_naming_both(mode, folder, name, other, own_run, capsys):
+    path = Path(own_run.out) / folder / "config.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {name: other}))
+    with pytest.raises(SystemExit) as end:
+        main_ssdd.main([f"--mode={mode}", *as_flags(own_run), "--fresh"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{path.parent} was made with --{name}={other}, this run has --{name}={stored[name]}" in said
+
+
+def test_labels_serve_both_recipes(own_run):
+    main_ssdd.main(["--mode=0", *as_flags(own_run), "--recipe=released", "--modelid=released"])
+
+
+def test_complete_evaluation_is_not_computed_again_unless_a_mask_changes(own_run, monkeypatch, capsys):
+    flags = ["--mode=3", *as_flags(own_run)]
+    main_ssdd.main(flags)
+    table = capsys.readouterr().out.split("| val")[1]
+    with monkeypatch.context() as patch:
+        patch.setattr("modes.evaluate.evaluate", lambda *_: pytest.fail("computed again"))
+        main_ssdd.main(flags)
+    assert capsys.readouterr().out.split("| val")[1] == table
+    truth = Path(own_run.voc_root) / "SegmentationClass" / f"{read_ids(own_run.voc_root, 'val')[0]}.png"
+    write_mask(truth, np.full_like(read_mask(truth), 7))
+    main_ssdd.main(flags)
+    assert capsys.readouterr().out.split("| val")[1] != table

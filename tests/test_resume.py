@@ -1,4 +1,4 @@
-"""Training that is saved within an epoch, stopped by signals, locked, and hit by faults."""
+"""Training that is saved within an epoch and stopped by signals."""
 
 import math
 import os
@@ -18,8 +18,7 @@ from datasets.errors import InputError, Stopped
 from prepare_labels import train_cls
 from tests.conftest import as_flags, tiny
 from tests.test_training import Stop, Toy, stop_at_step
-from tools import checkpoint, distributed, runs
-from tools.config import demo
+from tools import checkpoint
 
 ROOT = Path(__file__).parent.parent
 EVERY_STEP = 1e-9  # minutes
@@ -192,55 +191,3 @@ def test_classifier_from_scratch_goes_on_exactly_within_its_last_epoch(tiny_voc,
     train_cls.run(configs[1])
     weights = [config.label_network("cls").read_bytes() for config in configs]
     assert weights[0] == weights[1]
-
-
-@pytest.mark.parametrize(("batch", "advice"), [(4, "try --bn=2"), (1, "--device=cpu")])
-def test_out_of_memory_names_the_batch_to_try(batch, advice):
-    with (
-        pytest.raises(InputError, match=f"out of memory with --bn={batch}: .*{advice}"),
-        distributed.faults("--bn", batch),
-    ):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-
-
-def test_other_errors_of_torch_are_not_hidden():
-    with pytest.raises(RuntimeError, match="shapes"), distributed.faults("--bn", 2):
-        raise RuntimeError("shapes do not fit")
-
-
-def holder(folder: Path) -> subprocess.Popen:
-    """Another process that has claimed `folder`, and a child of it that outlives it."""
-    code = (
-        "import os, sys, time; from pathlib import Path; from tools import runs\n"
-        "runs.lock(Path(sys.argv[1]))\n"
-        "if os.fork() == 0: time.sleep(3); os._exit(0)\n"
-        "print('locked', flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code, str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout.readline() == "locked\n"
-    return process
-
-
-def test_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
-    folder = tmp_path / "logs" / "run"
-    other = holder(folder)
-    with pytest.raises(InputError, match=rf"in use by another run \(process {other.pid} on .*--modelid"):
-        runs.claim_folder(folder, demo(), "mode 0", [])
-    with pytest.raises(InputError, match="in use by another run"):
-        runs.claim_folder(folder, replace(demo(), fresh=True), "mode 0", [])
-    assert not folder.exists()
-    other.kill()
-    other.wait()
-    other.stdout.close()
-    runs.claim_folder(folder, demo(), "mode 0", [])
-    runs.claim_folder(folder, demo(), "mode 0", [])  # the same process may
-    stored = runs.read_config(folder / "config.json")
-    assert torch.__version__.startswith(stored["versions"]["torch"]) and "python" in stored["versions"]
-
-
-def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
-    (tmp_path / "run" / "imgs").mkdir(parents=True)
-    (tmp_path / "run" / "imgs" / ".partial-1-x.png").write_bytes(b"half")
-    runs.claim_folder(tmp_path / "run", demo(), "mode 0", [])
-    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["config.json"]

@@ -5,6 +5,7 @@ what network it belongs to.
 """
 
 import pickle
+import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -146,7 +147,9 @@ def save(path: str | Path, content) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # how torch reports a full disk
-            raise InputError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+            free = shutil.disk_usage(temporary.parent).free >> 20
+            reason = str(error).splitlines()[0]
+            raise InputError(f"cannot write {path}, on a disk with {free} MiB left ({reason}): make room") from error
 
 
 def save_weights(

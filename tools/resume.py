@@ -72,7 +72,12 @@ def read_state(
     """
     state = checkpoint.load(path)
     try:
-        at = Standing(int(state["epoch"]), int(state["step"]), dict(state["totals"]), list(state["unseen"]))
+        unseen = [
+            (int(step), list(ids), {name: v.reshape(()) for name, v in seen.items()})
+            for step, ids, seen in state["unseen"]
+        ]
+        totals = {str(name): float(total) for name, total in state["totals"].items()}
+        at = Standing(int(state["epoch"]), int(state["step"]), totals, unseen)
         if at.step and state["steps"] != steps:
             raise ValueError(f"its epochs have {state['steps']} steps, here {steps}: start as many processes")
         if not 0 <= at.epoch <= epochs or not 0 <= at.step <= steps or len(at.unseen) > steps:

@@ -56,7 +56,8 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
             were made from in turn.
 
     Raises:
-        InputError: the folder's Config differs, or another run works in it.
+        InputError: the folder's Config differs, another run works in it, or inputs are of another preset, recipe or
+            width.
     """
     if distributed.rank() == 0:
         _claim(folder, config, stage, made_from)
@@ -100,12 +101,37 @@ def lock(folder: Path) -> None:
     _locks[path] = file
 
 
+def _check_inputs(config: Config, made_from: list[Path]) -> None:
+    """Refuse what stages of another preset, recipe or width left; what --weights names is the user's own choice."""
+    for path in made_from:
+        made_by = (path if path.is_dir() else path.parent) / "config.json"
+        if str(path) != config.weights and made_by.exists():
+            stored = read_config(made_by)
+            # The labels are the same under both recipes.
+            same = ("preset", "width", *(["recipe"] if str(stored.get("stage")).startswith("mode") else []))
+            refuse_others(made_by.parent, stored, config, same)
+
+
+def refuse_others(folder: Path, stored: dict, config: Config, same: tuple[str, ...]) -> None:
+    """Raise an InputError, which names both values, where an input's Config has another value of a field in `same`."""
+    for name in same:
+        if _differs(stored, asdict(config), name):
+            raise InputError(
+                f"{folder} was made with --{name}={stored[name]}, this run has --{name}={getattr(config, name)}: "
+                "give the same, or another --out or --modelid"
+            )
+
+
 def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
+    _check_inputs(config, made_from)
     lock(folder)
     own = json.loads(json.dumps(asdict(config)))
     own["made_from"] = {f"{path.parent.name}/{path.name}": digest(path) for path in made_from}
     relevant = {name: own[name] for name in (*STAGE_FIELDS[stage], "made_from")}
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
+    own["stage"] = stage
+    images = list_path(config.voc_root, config.split if stage == "mode 3" else config.train_split)
+    own["list"] = digest(images) if images.exists() else ""
     own["versions"] = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
     path = folder / "config.json"
     if config.fresh and folder.exists():
@@ -220,9 +246,7 @@ def finished(folder: Path, name: str, command: str, config: Config, epoch: int =
     """
     path = need(folder / "config.json", command)
     stored = read_config(path)
-    for field in _SEGMENTATION:
-        if _differs(stored, asdict(config), field):
-            raise InputError(f"{folder} trained with --{field}={stored[field]}: give the same here")
+    refuse_others(folder, stored, config, ("preset", "recipe", *_SEGMENTATION))
     last = stored.get("epochs")
     if type(last) is not int or not 0 < last < 1_000_000:
         raise InputError(f"{path} is no Config of a training run; move {folder} aside")
