@@ -60,6 +60,10 @@ def masks_of(source: Path, image_id: str) -> dict[float | None, np.ndarray]:
     png = source / f"{image_id}.png"
     if png.exists():
         return {None: read_mask(png)}
+    if (source / f"{image_id}.npy").exists():
+        raise InputError(
+            f"{source} holds .npy files: bring them into a store with `python -m tools.import_labels` first"
+        )
     seed = load_maps(store_path(source, image_id))
     if seed.classes[0] == 0:
         return {None: seed.classes[seed.maps.argmax(axis=0)]}
