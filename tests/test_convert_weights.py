@@ -11,7 +11,7 @@ import torch
 from datasets.errors import InputError
 from models.classifier import Classifier
 from models.segmentation import SegmentationNetwork
-from tools.checkpoint import load_into
+from tools.checkpoint import load_into, load_state
 from tools.convert_weights import main, read_mxnet
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -59,6 +59,12 @@ def test_golden_files(container, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "found    10 tensors: b2 (5), bn7 (2)" in said
     assert "dropped  2 tensors: linear1000_weight, linear1000_bias" in said
+    # Every layer that is missing is named: all 19 of the network but conv1a, the only one that is whole.
+    missed = next(line for line in said.splitlines() if line.startswith("missed"))
+    blocks = [
+        f"b{n}{k}" for n, last in ((2, 2), (3, 2), (4, 5), (5, 2)) for k in ("", *(f"_{i + 1}" for i in range(last)))
+    ]
+    assert missed.count("(") == 18 and all(f" {block} (" in missed for block in [*blocks, "b6", "b7", "bn7"])
     assert "not a whole ResNet-38" in said
 
 
@@ -208,7 +214,7 @@ def test_truncation_anywhere_is_refused(container, tmp_path):
 BAD_STATES = {
     "not finite": ({"bn7.weight": torch.tensor([1.0, float("inf")])}, "bn7.weight holds values that are not finite"),
     "more than tensors": ({"bn7.weight": torch.ones(2), "epoch": 3}, "named tensors and nothing else"),
-    "code": ({"bn7.weight": Path("x")}, "refused"),
+    "code": ({"bn7.weight": Path("x")}, "more than tensors, pathlib"),
     "another network": ({"layer1.weight": torch.ones(2)}, "no layer of PSA's or SSDD's networks"),
     "claims more than it holds": ({"bn7.weight": torch.ones(1).expand(10**12)}, "bn7.weight is not a plain tensor"),
     "sparse": ({"bn7.weight": torch.ones(2).to_sparse()}, "bn7.weight is not a plain tensor"),
@@ -227,3 +233,8 @@ def test_bad_state_dicts_are_refused(kind, tmp_path, capsys):
 def test_missing_file_and_folder_are_refused(tmp_path, capsys):
     assert "cannot be read" in refused(tmp_path / "absent.params", tmp_path / "out.pth", capsys)
     assert "cannot be read" in refused(tmp_path, tmp_path / "out.pth", capsys)
+
+
+def test_params_file_given_as_weights_is_sent_here():
+    with pytest.raises(InputError, match=r"mxnet_v2\.params .*python -m tools\.convert_weights"):
+        load_state(GOLDEN / "mxnet_v2.params")

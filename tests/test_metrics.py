@@ -151,14 +151,20 @@ def colours(folder, image_id):
     return "the index 77"
 
 
-@pytest.mark.parametrize("spoil", [wrong_size, missing, colours])
+def not_imported(folder, image_id):
+    (folder / f"{image_id}.png").rename(folder / f"{image_id}.npy")
+    return "python -m tools.import_labels"
+
+
+@pytest.mark.parametrize("spoil", [wrong_size, missing, colours, not_imported])
 def test_bad_mask_is_refused_by_name(spoil, masks, tiny_voc):
     folder, _ = masks
     ids = read_ids(tiny_voc, "val")
     reason = spoil(folder, ids[1])
-    with pytest.raises(InputError, match=re.escape(f"{folder}/{ids[1]}")) as error:
+    with pytest.raises(InputError, match=re.escape(str(folder))) as error:
         evaluate(folder, tiny_voc, ids)
     assert reason in str(error.value)
+    assert spoil is not_imported or ids[1] in str(error.value)
 
 
 def test_missing_true_mask_and_missing_folder_are_refused(masks, own_voc, tmp_path):

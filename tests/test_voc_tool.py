@@ -111,6 +111,8 @@ def test_check_of_a_complete_folder(root, capsys):
     for stage in ("label chain, modes 0-2", "mode 3 ", "mIoU in mode 3"):
         assert line_of(said, stage).endswith(" ok")
     assert line_of(said, "mode 3 --split test").endswith("missing: a usable test.txt")
+    assert "needs train_aug.txt, JPEGImages, Annotations: ok" in line_of(said, "label chain")
+    assert len(said.splitlines()) <= 24
 
 
 def remove(name):

@@ -5,6 +5,7 @@ what network it belongs to.
 """
 
 import pickle
+import re
 import shutil
 import warnings
 import zipfile
@@ -87,8 +88,11 @@ def load(path: str | Path):
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"{path} is refused: it is damaged or holds more than tensors ({reason[:200]})") from None
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked:
+            raise InputError(f"{path} is refused: it holds more than tensors, {asked[1]}, which can run code") from None
+        also = "an MXNet .params file goes through `python -m tools.convert_weights` first"
+        raise InputError(f"{path} is refused: it is damaged or no .pth file; {also}") from None
     except Exception as error:  # on damaged files torch raises nearly everything
         reason = str(error).split("\n")[0] or type(error).__name__
         raise InputError(f"{path} cannot be read as a torch file ({reason[:200]})") from None

@@ -233,10 +233,10 @@ def describe(state: dict[str, Tensor], dropped: list[str]) -> list[str]:
 
 
 def counted(keys: Iterable[str]) -> str:
-    """A count and the first layers, as '5 tensors: b2 (3), bn7 (2)'."""
+    """A count and the layers, all of ResNet-38's at most, as '5 tensors: b2 (3), bn7 (2)'."""
     layers = Counter(".".join(key.split(".")[:-2] or key.split(".")[:1]) for key in keys)
-    named = [layer if times == 1 else f"{layer} ({times})" for layer, times in layers.most_common(8)]
-    more = f" and {len(layers) - 8} more layers" if len(layers) > 8 else ""
+    named = [layer if times == 1 else f"{layer} ({times})" for layer, times in layers.most_common(19)]
+    more = f" and {len(layers) - 19} more layers" if len(layers) > 19 else ""
     return f"{layers.total()} tensors{': ' if named else ''}{', '.join(named)}{more}"
 
 

@@ -61,6 +61,10 @@ def masks_of(source: Path, image_id: str, classes: int) -> dict[float | None, np
     png = source / f"{image_id}.png"
     if png.exists():
         return {None: read_mask(png, classes)}
+    if (source / f"{image_id}.npy").exists():
+        raise InputError(
+            f"{source} holds .npy files: bring them into a store with `python -m tools.import_labels` first"
+        )
     seed = load_maps(store_path(source, image_id))
     if seed.classes.max() >= classes:
         raise InputError(f"{store_path(source, image_id)} holds maps of class {seed.classes.max()} of {classes}")

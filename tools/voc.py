@@ -28,7 +28,7 @@ FOLDERS = {"JPEGImages": ".jpg", "Annotations": ".xml", "SegmentationClass": ".p
 ID = re.compile(r"\w[\w-]*", re.ASCII)
 
 TRAINVAL = "python -m tools.voc download --to DIR"
-TRAIN_AUG = "python -m tools.voc trainaug --voc-root {root} --sbd DIR"
+TRAIN_AUG = f"python -m tools.voc trainaug --voc-root {{root}} --sbd DIR; with no VOC or SBD yet: {TRAINVAL}"
 TEST = "VOC's evaluation server gives the test images to registered users; unpack them over {root}"
 
 
@@ -67,7 +67,8 @@ def check(root: Path) -> bool:
     complete = True
     for stage in STAGES:
         lacks, remedy = lacking(stage, lists[stage.split], files)
-        print(f"{stage.name:<23} {'ok' if not lacks else f'missing: {lacks}'}")
+        needs = ", ".join([f"{stage.split}.txt", *stage.folders])
+        print(f"{stage.name:<23} needs {needs}: {'ok' if not lacks else f'missing: {lacks}'}")
         if lacks:
             print(f"{'':<23} get it: {remedy.format(root=root)}")
         complete &= not (lacks and stage.needed)
