@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -116,8 +116,8 @@ def outlive_interruption() -> None:
 
 def masks_after_crf(
     images: Tensor, logits: Tensor, present: Tensor, iterations: int, kernel: CrfKernel, workers: CrfWorkers
-) -> Tensor:
-    """The advice of the first dynamic module: CRF of the softmax over the present classes only.
+) -> Callable[[], Tensor]:
+    """Start the CRFs that give the advice of the first dynamic module: of the softmax over the present classes only.
 
     Args:
         images: N×h×w×3 uint8 RGB.
@@ -125,16 +125,22 @@ def masks_after_crf(
         present: N×C image-level labels.
 
     Returns:
-        N×h×w int64 on the device of `logits`, without gradient.
+        A function that waits for the masks: N×h×w int64 on the device of `logits`, without gradient. Meanwhile the
+        caller can go on with what does not need them.
     """
-    masked = logits.detach().float().masked_fill(present[:, :, None, None] == 0, -torch.inf)
-    probabilities = torch.softmax(masked, dim=1).cpu().numpy()
+    probabilities = present_probabilities(logits, present).cpu().numpy()
     classes = [np.flatnonzero(row) for row in present.cpu().numpy()]
     futures = [
         workers.submit(_label_map, image, p[c], c, iterations, kernel)
         for image, p, c in zip(images.cpu().numpy(), probabilities, classes, strict=True)
     ]
-    return torch.from_numpy(np.stack([future.result() for future in futures])).to(logits.device)
+    return lambda: torch.from_numpy(np.stack([future.result() for future in futures])).to(logits.device)
+
+
+def present_probabilities(logits: Tensor, present: Tensor) -> Tensor:
+    """Softmax over the present classes only, N×C×h×w float32 without gradient, 0 elsewhere."""
+    masked = logits.detach().float().masked_fill(present[:, :, None, None] == 0, -torch.inf)
+    return torch.softmax(masked, dim=1)
 
 
 def _label_map(

@@ -5,11 +5,13 @@ matrix (n pixels) is kept. With features f, softmax over j of f_i·f_j − |f_j|
 so attention whose queries and keys are features and whose values are the marginals computes it.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.crf import CrfKernel
+from models.crf import CrfKernel, present_probabilities
 
 
 @torch.no_grad()
@@ -50,10 +52,12 @@ def exact_crf(
         return q
 
 
-def exact_masks(images: Tensor, logits: Tensor, present: Tensor, iterations: int, kernel: CrfKernel) -> Tensor:
-    """`models.crf.masks_after_crf` with the exact CRF: N×h×w int64 on the device, without waiting for it."""
-    masked = logits.detach().float().masked_fill(present[:, :, None, None] == 0, -torch.inf)
-    return exact_crf(images, torch.softmax(masked, dim=1), present, iterations, kernel).argmax(dim=1)
+def exact_masks(
+    images: Tensor, logits: Tensor, present: Tensor, iterations: int, kernel: CrfKernel
+) -> Callable[[], Tensor]:
+    """`models.crf.masks_after_crf` with the exact CRF on the device of `logits`, which the caller never waits for."""
+    masks = exact_crf(images, present_probabilities(logits, present), present, iterations, kernel).argmax(dim=1)
+    return lambda: masks
 
 
 def _grid_kernel(length: int, sigma: float, device: torch.device) -> Tensor:

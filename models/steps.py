@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.ddnet import DDNet
-from models.segmentation import SegmentationNetwork, masked_prediction
+from models.segmentation import SegmentationNetwork, masked_prediction, upsample_twice
 from models.ssdd import (
     dynamic_segmentation_loss,
     integrate,
@@ -92,7 +92,8 @@ class DynamicStep(nn.Module):
     Args:
         alpha: weight of the seed m_ssdd0 in seg_sub's loss.
         seed_target: which mask d(m_ssdd1) is compared with: "ssdd1" (paper) or "ssdd2" (released program).
-        crf: (images N×h×w×3 uint8, logits, present) → masks N×h×w; models.crf.masks_after_crf with its settings.
+        crf: (images N×h×w×3 uint8, logits, present) → function that waits for the masks N×h×w;
+            models.crf.masks_after_crf or models.exact_crf.exact_masks with its settings.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class DynamicStep(nn.Module):
         how: Integration,
         alpha: float,
         seed_target: str,
-        crf: Callable[[Tensor, Tensor, Tensor], Tensor],
+        crf: Callable[[Tensor, Tensor, Tensor], Callable[[], Tensor]],
     ):
         super().__init__()
         self.segmentation, self.ddnet, self.how = segmentation, ddnet, how
@@ -110,18 +111,19 @@ class DynamicStep(nn.Module):
 
     def forward(self, x: Tensor, present: Tensor, images: Tensor, seed: Tensor) -> StepResult:
         """x N×3×H×W normalised; present N×C; images N×H/4×W/4×3 uint8 for the CRF; seed m_ssdd0 N×H/4×W/4."""
-        output = self.segmentation(x)
-        main, sub = output.main.logits, output.sub.logits
-
+        encoded = self.segmentation.encoder(x)
+        main, main_features = upsample_twice(self.segmentation.seg_main(encoded.conv6))
+        crf_masks = self.crf(images, main, present)
+        # Up to `crf_masks()` nothing needs the CRF, whose workers are busy meanwhile.
+        sub, sub_features = upsample_twice(self.segmentation.seg_sub(encoded.conv6))
+        features = [self.ddnet.features(n, f, encoded.conv2) for n, f in enumerate((main_features, sub_features))]
         m_seg = masked_prediction(main, present)
-        m_crf1 = self.crf(images, main, present)
-        features = self.ddnet.features(0, output.main.features, output.conv2)
-        first = run_module(self.ddnet, 0, features, m_seg, m_crf1, present, self.how)
-
-        features = self.ddnet.features(1, output.sub.features, output.conv2)
-        second = run_module(self.ddnet, 1, features, seed, first.refined, present, self.how)
-
         m_sub = masked_prediction(sub, present)
+
+        m_crf1 = crf_masks()
+        first = run_module(self.ddnet, 0, features[0], m_seg, m_crf1, present, self.how)
+        second = run_module(self.ddnet, 1, features[1], seed, first.refined, present, self.how)
+
         target = second.refined if self.seed_target == "ssdd2" else first.refined
         lost = missing_class_flags(m_seg, m_crf1, present)
         loss_crf = pair_difference_loss(first.d_k, first.d_a, m_seg, m_crf1, lost)

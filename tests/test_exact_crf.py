@@ -97,12 +97,12 @@ def test_the_training_step_gets_masks_of_present_classes():
     images, _, present = batch_of([(photo(28, 28, n), guess(2, 28, 28, n), [0, 5 + n]) for n in range(2)])
     logits = torch.from_numpy(np.log(np.stack([guess(21, 28, 28, n) for n in range(2)]))).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        masks = exact_masks(images, logits, present, 3, CrfKernel())
+        masks = exact_masks(images, logits, present, 3, CrfKernel())()
     assert masks.dtype == torch.int64 and not masks.requires_grad
     for n in range(2):
         assert set(masks[n].unique().tolist()) <= {0, 5 + n}
     with CrfWorkers(0) as workers:
-        other = masks_after_crf(images, logits, present, 3, CrfKernel(), workers)
+        other = masks_after_crf(images, logits, present, 3, CrfKernel(), workers)()
     assert (masks == other).float().mean() > 0.97
 
 

@@ -130,7 +130,10 @@ def tiny_step(dynamic: bool, seed_target: str = "ssdd1"):
     segmentation = SegmentationNetwork(21, 1 / 16, 2, dynamic)
     ddnet = DDNet(2 if dynamic else 1, 21, 1 / 16)
     if dynamic:
-        crf = lambda images, logits, present: masked_prediction(logits.roll(1, -1), present)  # noqa: E731
+
+        def crf(images, logits, present):
+            return lambda: masked_prediction(logits.roll(1, -1), present)
+
         return DynamicStep(segmentation, ddnet, Integration(), 0.5, seed_target, crf)
     return StaticStep(segmentation, ddnet, Integration())
 
@@ -180,6 +183,22 @@ def test_difference_6_changes_the_second_target():
         assert result.loss_dd.item() == pytest.approx(((crf + seeds) / 4).item(), rel=1e-5)
         losses[target] = result.loss_dd.item()
     assert losses["ssdd1"] != losses["ssdd2"]
+
+
+def test_the_crf_runs_while_the_sub_head_and_the_feature_heads_do():
+    step, order = tiny_step(True), []
+    crf = step.crf
+    for name in ("segmentation.seg_main", "segmentation.seg_sub", "ddnet.dd_head0", "ddnet.dd_head1", "ddnet.dd0"):
+        step.get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name.split(".")[1]))
+
+    def recorded(*inputs):
+        order.append("start")
+        waiting = crf(*inputs)
+        return lambda: (order.append("wait"), waiting())[1]
+
+    step.crf = recorded
+    step(*tiny_batch(True))
+    assert order == ["seg_main", "start", "seg_sub", "dd_head0", "dd_head1", "wait", "dd0"]
 
 
 def test_knowledge_and_advice_run_as_one_batch_equal_two_passes():
