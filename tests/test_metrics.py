@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from sklearn.metrics import confusion_matrix, jaccard_score
 
 from datasets.errors import InputError
 from datasets.labels import load_maps, save_maps, store_path
@@ -47,6 +48,29 @@ def test_iou_is_that_of_counting_pixels(seed):
     same(iou(counts), expected)
     assert mean_iou(counts) == pytest.approx(np.mean([e for e in expected if e is not None]))
     assert counts.sum() == sum((truth != 255).sum() for truth, _ in pairs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_miou_is_that_of_scikit_learn(seed, tiny_voc, tmp_path):
+    """True masks with their ignored borders, against masks that are wrong at a third of the pixels, 255 among them."""
+    rng = np.random.default_rng(seed)
+    ids = read_ids(tiny_voc, "train")
+    truths, masks = [], []
+    for image_id in ids:
+        truth = read_mask(mask_path(tiny_voc, image_id))
+        noise = rng.choice([*range(21), 255], truth.shape)
+        mask = np.where(rng.random(truth.shape) < 1 / 3, noise, truth).astype(np.uint8)
+        write_mask(tmp_path / f"{image_id}.png", mask)
+        truths.append(truth[truth != 255])
+        masks.append(mask[truth != 255])
+    truths, masks = np.concatenate(truths), np.concatenate(masks)
+    known = np.unique(truths)
+    matrix = confusion_matrix(truths, masks, labels=[*range(21), 255])
+    expected = np.diag(matrix) / (matrix.sum(axis=0) + matrix.sum(axis=1) - np.diag(matrix))
+    figures = evaluate(tmp_path, tiny_voc, ids)
+    assert figures["miou"] == pytest.approx(expected[known].mean(), abs=1e-9)
+    assert figures["miou"] == pytest.approx(jaccard_score(truths, masks, labels=known, average="macro"), abs=1e-9)
+    same([figures["iou"][name] for name in CLASSES], [expected[c] if c in known else None for c in range(21)])
 
 
 def test_iou_by_hand():

@@ -1,0 +1,348 @@
+"""The differences between paper and released program, measured: each switched alone against the recipe given.
+
+    python -m tools.study --preset demo --out study
+
+Every run learns on four fifths of the train list and is judged on the last fifth, so nothing is chosen on val; the
+lists are made in <out>/VOC2012, which links to --voc-root. Seeds share what a difference does not touch: one label
+chain a seed, one mode 0 for all differences that begin later, one mode 1 for those of mode 2. Runs go side by side,
+each on one thread. Interrupted, the same command goes on where it stopped. Ends with study.md and study.json, and with
+the tables of tools.seed_rivals (rivals.md) and tools.paper_tables (tables/) of the recipe's own runs. All flags of
+main_ssdd.py hold.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+
+from datasets.errors import InputError, program
+from datasets.files import atomic_write
+from datasets.training_sets import SeedSamples
+from datasets.voc import list_path, read_ids
+from tools import config as settings
+from tools import paper_tables, seed_rivals
+from tools.config import SEED_SOURCES, Config
+from tools.eval_masks import evaluate
+from tools.metrics import mean_and_spread
+
+BASE = "base"  # modelid of the runs with the recipe as it is
+HELD_OUT = 5  # every fifth image
+LABELS = ("train_cls", "make_cam_labels", "train_aff", "make_aff_labels")
+
+
+@dataclass(frozen=True)
+class Variant:
+    number: str  # of the difference in docs/reproduction.md
+    what: str
+    fields: dict
+    first: int  # the first mode that it touches
+
+
+def variants(config: Config) -> dict[str, Variant]:
+    """Each difference the other way round, by the modelid of its runs."""
+    epoch = max(1, round(10 / 16 * config.static_epochs))
+    flip = {
+        "advice": "knowledge",
+        "knowledge": "advice",
+        "lost": "kept",
+        "kept": "lost",
+        "ssdd1": "ssdd2",
+        "ssdd2": "ssdd1",
+    }
+    used = (0.1, 0.1) if config.seed_bias == config.bias else (config.bias, config.bg)
+    chosen = [
+        ("1", "bias_favours", {"bias_favours": flip[config.bias_favours]}, 1),
+        ("2", "flag_rule", {"flag_rule": flip[config.flag_rule]}, 1),
+        ("3", "swap_maps", {"swap_maps": not config.swap_maps}, 2),
+        ("4", "precompute_augmented", {"precompute_augmented": not config.precompute_augmented}, 1),
+        ("5", "move_maps", {"move_maps": not config.move_maps}, 2),
+        ("6", "seed_target", {"seed_target": flip[config.seed_target]}, 2),
+        ("7", "momentum", {"momentum": 0.0 if config.momentum else 0.9}, 0),
+        ("8", "static_checkpoint", {"static_checkpoint": 0 if config.static_checkpoint else epoch}, 1),
+        ("9", "seed_bias", {"seed_bias": used[0], "seed_bg": used[1]}, 1),
+    ]
+    return {
+        name: Variant(number, ", ".join(f"{k} = {v}" for k, v in fields.items()), fields, first)
+        for number, name, fields, first in chosen
+    }
+
+
+@dataclass(frozen=True)
+class Job:
+    """Commands that run one after the other, once another job is done."""
+
+    name: str
+    config: Config
+    commands: list[list[str]]
+    after: str = ""
+
+
+def jobs(config: Config, seeds: int, variant_seeds: int) -> list[Job]:
+    """Every job stands after the one that it needs."""
+    bases, rest = [], []
+    for seed in range(config.seed, config.seed + seeds):
+        own = replace(config, out=str(Path(config.out) / f"seed{seed}"), modelid=BASE, seed=seed)
+        start = [f"--weights={config.weights}"] if config.weights else []
+        chain = [
+            ["-m", f"prepare_labels.{step}", *flags(own), *(start if step == "train_cls" else [])] for step in LABELS
+        ]
+        base = f"seed{seed} labels and static"
+        # Every epoch is kept: difference 8 takes an earlier one.
+        bases.append(Job(base, own, [*chain, mode(0, own, "--checkpoint-epochs=1"), mode(1, own)], ""))
+        if seed >= config.seed + variant_seeds:
+            continue
+        rest.append(Job(f"seed{seed} {BASE}", own, [mode(2, own), mode(3, own)], base))
+        for source in SEED_SOURCES[1:]:
+            fixed = [mode(number, own, f"--seed_source={source}") for number in (4, 3)]
+            rest.append(Job(f"seed{seed} fixed {source}", replace(own, seed_source=source), fixed, base))
+        for name, variant in variants(config).items():
+            other = replace(own, modelid=name, **variant.fields)
+            rest.append(Job(f"seed{seed} {name}", other, [mode(n, other) for n in range(variant.first, 4)], base))
+    return bases + rest
+
+
+def flags(config: Config) -> list[str]:
+    return shlex.split(config.flags())
+
+
+def mode(number: int, config: Config, *more: str) -> list[str]:
+    return ["main_ssdd.py", f"--mode={number}", *flags(config), *more]
+
+
+def share_with_base(out: Path, name: str, first: int) -> None:
+    """Let a variant that begins with mode `first` find the base's results of the modes before it."""
+    for mode_before, folder in ((0, "logs/sssdd_{}"), (1, "precompute/{}")):
+        link = out / folder.format(name)
+        if first > mode_before and not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(Path(folder.format(BASE)).name)
+
+
+def hold_out(config: Config) -> str:
+    """Make <out>/VOC2012: the user's VOC with a fifth of train as val; its path.
+
+    Raises:
+        InputError: there is one already, of other images.
+    """
+    source, root = Path(config.voc_root), Path(config.out) / "VOC2012"
+    train, everything = read_ids(source, "train"), read_ids(source, config.train_split)
+    held = train[HELD_OUT - 1 :: HELD_OUT]
+    if not held:
+        raise InputError(f"{list_path(source, 'train')} lists {len(train)} images: at least {HELD_OUT} are needed")
+    kept = set(held)
+    lists = {
+        "train": [image_id for image_id in train if image_id not in kept],
+        config.train_split: [image_id for image_id in everything if image_id not in kept],
+        "val": held,
+    }
+    contents = {list_path(root, split): "".join(f"{i}\n" for i in ids) for split, ids in lists.items()}
+    drawn = source / "demo.json"
+    if drawn.exists():
+        contents[root / "demo.json"] = drawn.read_text(encoding="utf-8")
+    for path, content in contents.items():
+        if path.exists() and path.read_text(encoding="utf-8") != content:
+            raise InputError(f"{path} is of other images than {source} now has: give another --out")
+    for folder in ("JPEGImages", "Annotations", "SegmentationClass"):
+        link = root / folder
+        if not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((source / folder).resolve())
+    for path, content in contents.items():
+        if not path.exists():
+            with atomic_write(path) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    return str(root)
+
+
+def run_all(out: Path, todo: list[Job], side_by_side: int) -> None:
+    """Run the jobs; what an earlier start has done with the same settings is not done again.
+
+    Raises:
+        InputError: a command failed; names its log. Jobs that have begun are finished first.
+    """
+    stop = Event()
+    futures: dict[str, Future] = {}
+
+    def one(job: Job) -> None:
+        # A job stands after the one that it needs, so that one has begun and this cannot wait for ever.
+        if job.after:
+            futures[job.after].result()
+        marker = out / "done" / f"{job.name.replace(' ', '_')}.json"
+        content = {"commands": job.commands, "config": json.loads(json.dumps(asdict(job.config)))}
+        if marker.exists():
+            stored = json.loads(marker.read_text(encoding="utf-8"))
+            if {key: stored.get(key) for key in content} == content:
+                return
+        if stop.is_set():
+            raise InputError("stopped")
+        started = time.perf_counter()
+        try:
+            variant = variants(job.config).get(job.config.modelid)
+            if variant:
+                share_with_base(Path(job.config.out), job.config.modelid, variant.first)
+            for command in job.commands:
+                run_command(command, out / "output" / f"{job.name.replace(' ', '_')}.txt")
+        except BaseException:
+            stop.set()
+            raise
+        seconds = time.perf_counter() - started
+        with atomic_write(marker) as temporary:
+            temporary.write_text(json.dumps(content | {"seconds": seconds}, indent=1) + "\n", encoding="utf-8")
+        done = sum(future.done() for future in futures.values()) + 1
+        print(f"study: {job.name} in {seconds / 60:.1f} min, {done} of {len(todo)} jobs", flush=True)
+
+    with ThreadPoolExecutor(side_by_side) as pool:
+        for job in todo:
+            futures[job.name] = pool.submit(one, job)
+        try:
+            errors = [future.exception() for future in futures.values()]
+        except KeyboardInterrupt:
+            stop.set()
+            raise
+    first = next((e for e in errors if e is not None and str(e) != "stopped"), None)
+    if first is not None:
+        raise first
+
+
+def run_command(command: list[str], log: Path) -> None:
+    """Run a program of this repository on one thread; what it says goes to `log`.
+
+    Raises:
+        InputError: it failed.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with open(log, "a", encoding="utf-8") as file:
+        done = subprocess.run([sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        last = (log.read_text(encoding="utf-8").strip().splitlines() or [""])[-1]
+        raise InputError(f"`python {shlex.join(command)}` failed ({last.removeprefix('error: ')}); see {log}")
+
+
+def measure(config: Config, variant_seeds: int) -> dict:
+    """{modelid: {"seeds" (only where a difference touches them), "network", "network + CRF": mIoU of each seed}}."""
+    root = config.voc_root
+    train, val = read_ids(root, "train"), read_ids(root, "val")
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in [BASE, *variants(config)]:
+        first = 1 if name == BASE else variants(config)[name].first
+        columns = {"network": "validation/{}/mask", "network + CRF": "validation/{}/crf"}
+        if first < 2:
+            columns = {"seeds": "precompute/{}", **columns}
+        found[name] = {
+            column: [
+                evaluate(
+                    Path(config.out) / f"seed{seed}" / folder.format(name), root, train if column == "seeds" else val
+                )["miou"]
+                for seed in range(config.seed, config.seed + variant_seeds)
+            ]
+            for column, folder in columns.items()
+        }
+    return found
+
+
+def one_sided(config: Config) -> tuple[int, int]:
+    """Training images whose difference map lacks changed or unchanged pixels (difference 10), and all images."""
+    ids = read_ids(config.voc_root, config.train_split)
+    own = replace(config, out=str(Path(config.out) / f"seed{config.seed}"))
+    folders = [own.labels_folder(kind) for kind in ("out_aff", "out_aff_crf")]
+    samples = SeedSamples(config.voc_root, ids, *folders, config.crop)
+    shares = [float((s["knowledge"] != s["advice"]).float().mean()) for s in (samples[n] for n in range(len(ids)))]
+    return sum(share in (0.0, 1.0) for share in shares), len(ids)
+
+
+def as_markdown(config: Config, found: dict, nan: tuple[int, int], variant_seeds: int, counts: tuple[int, int]) -> str:
+    """One row a difference: what it adds to the base's mIoU with the same seed, percent points."""
+    drawn = (Path(config.voc_root) / "demo.json").exists()
+    data = "the embedded, drawn images: no VOC figure" if drawn else "VOC 2012"
+    columns = ("seeds", "network", "network + CRF")
+    lines = [
+        f"Preset {config.preset}, recipe {config.recipe}, measured on {data}; seeds {config.seed} to "
+        f"{config.seed + variant_seeds - 1}. Raw static seeds: {counts[0]} training images; networks: {counts[1]} "
+        "images held out of train. First row: mIoU in percent; the others: percent points more or less than it with "
+        "the same seed; mean ± standard deviation over the seeds.",
+        "",
+        "| # | switched | raw static seeds | network | network + CRF |",
+        "|---|---|---|---|---|",
+        f"| – | nothing | {' | '.join(mean_and_spread(found[BASE][column]) for column in columns)} |",
+    ]
+    for name, variant in variants(config).items():
+        cells = [
+            signed([a - b for a, b in zip(found[name][column], found[BASE][column], strict=True)])
+            if column in found[name]
+            else "not touched"
+            for column in columns
+        ]
+        lines.append(f"| {variant.number} | {variant.what} | {' | '.join(cells)} |")
+    note = f"NaN in the released program for {nan[0]} of {nan[1]} training images, here a side without pixels counts 0"
+    lines.append(f"| 10 | cannot be switched | {note} | | |")
+    lines.append("| 11 | cannot be switched | the same masks, only judged | | |")
+    return "\n".join(lines) + "\n"
+
+
+def signed(differences: list[float]) -> str:
+    text = mean_and_spread(differences)
+    return text if np.mean(differences) < 0 else f"+{text}"
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = settings.Parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="runs of labels and static SSDD (default: 5)")
+    parser.add_argument("--variant-seeds", type=int, default=3, help="of those, with all networks (default: 3)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side (default: 2)")
+    settings.add_flags(parser)
+    arguments = parser.parse_args(argv)
+    if not 1 <= arguments.variant_seeds <= arguments.seeds or arguments.jobs < 1:
+        raise InputError("--jobs and --variant-seeds must be 1 or more, --seeds at least as many as --variant-seeds")
+    config = settings.config_from(arguments)
+    if "out" not in vars(arguments):
+        config = replace(config, out="study")
+    out = Path(config.out)
+    # Runs on one thread: no worker processes; only the last checkpoint, no pictures.
+    config = replace(config, workers=0, crf_workers=False, pictures=0, checkpoint_epochs=1 << 20)
+    config = replace(config, voc_root=hold_out(config))
+    todo = jobs(config, arguments.seeds, arguments.variant_seeds)
+    started = time.perf_counter()
+    run_all(out, todo, arguments.jobs)
+    minutes = (time.perf_counter() - started) / 60
+
+    found, nan = measure(config, arguments.variant_seeds), one_sided(config)
+    counts = tuple(len(read_ids(config.voc_root, split)) for split in ("train", "val"))
+    text = as_markdown(config, found, nan, arguments.variant_seeds, counts)
+    seconds = sum(json.loads(path.read_text())["seconds"] for path in (out / "done").glob("*.json"))
+    content = {
+        "config": asdict(config),
+        "miou": found,
+        "one_sided_images": nan,
+        "minutes_of_this_start": minutes,
+        "minutes_of_all_jobs": seconds / 60,
+    }
+    for name, written in {"study.md": text, "study.json": json.dumps(content, indent=1) + "\n"}.items():
+        with atomic_write(out / name) as temporary:
+            temporary.write_text(written, encoding="utf-8")
+    print(text)
+    runs = [str(out / f"seed{config.seed + n}") for n in range(arguments.seeds)]
+    own = [f"--modelid={BASE}", "--voc-root", config.voc_root]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        seed_rivals.main([*runs, *own, "--json", str(out / "rivals.json")])
+    with atomic_write(out / "rivals.md") as temporary:
+        temporary.write_text(said.getvalue(), encoding="utf-8")
+    print(said.getvalue())
+    paper_tables.main([*runs[: arguments.variant_seeds], *own, "--into", str(out / "tables")])
+    print(f"study: {len(todo)} jobs, {seconds / 60:.0f} min of work, {minutes:.0f} min since this start; all in {out}")
+
+
+if __name__ == "__main__":
+    main()
