@@ -11,7 +11,7 @@ PARALLEL := OMP_NUM_THREADS=$(shell expr '(' $$(nproc) + $(PROCESSES) - 1 ')' / 
   $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES)
 RESULTS := $(OUT)/prepare_labels/results
 
-.PHONY: demo test campaign lint
+.PHONY: demo test study campaign lint
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,11 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q tests
+
+# docs/reproduction.md: every difference between paper and released program, measured on the demo's images; hours.
+study: .venv/installed
+	$(BIN)/python -m datasets.demo demo/VOC2012
+	$(BIN)/python -m tools.study --preset demo --device cpu --out study
 
 # The long form of tests/test_campaign.py: 200 runs killed, 20,000 damaged files; about ten minutes.
 campaign: .venv/installed

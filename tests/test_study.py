@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+from concurrent.futures import Future
 
 import pytest
 
@@ -64,6 +65,27 @@ def test_held_out_images_are_neither_learnt_nor_those_of_val(own_voc, tmp_path):
         hold_out(config)
 
 
+class AtOnce:
+    """A pool whose jobs run where they are submitted: training handles signals, which only the main thread can."""
+
+    def __init__(self, side_by_side):
+        assert side_by_side == 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, job):
+        future = Future()
+        try:
+            future.set_result(function(job))
+        except InputError as error:
+            future.set_exception(error)
+        return future
+
+
 @pytest.fixture
 def here(monkeypatch):
     """Commands run in this process; the list of them. Three differences, one for each mode that one can begin with."""
@@ -75,6 +97,7 @@ def here(monkeypatch):
         program(command[2:] if command[0] == "-m" else command[1:])
 
     monkeypatch.setattr(study, "run_command", run_command)
+    monkeypatch.setattr(study, "ThreadPoolExecutor", AtOnce)
     all_variants = study.variants
     chosen = ("momentum", "seed_bias", "swap_maps")
     monkeypatch.setattr(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
-from datasets.voc import CLASSES, read_ids
+from datasets.voc import CLASSES, class_names, read_ids
 from tools import runs
 from tools.chart import bars
 from tools.eval_masks import evaluate
@@ -71,10 +71,12 @@ def cell(figures: dict[str, dict] | None, name: str | None = None) -> str:
     return mean_and_spread([f["miou"] if name is None else f["iou"][name] for f in figures.values()])
 
 
-def as_markdown(found: dict, configs: list[dict], outs: list[Path], splits: list[tuple[str, int]], drawn: bool) -> str:
+def as_markdown(found: dict, configs: list[dict], outs: list[Path], splits: list[tuple[str, int]], root: Path) -> str:
     preset, recipe = configs[0]["preset"], configs[0]["recipe"]
     (raw_split, raw_count), (split, count) = splits
-    data = "the embedded, drawn images: no VOC figure" if drawn else "VOC 2012"
+    classes = class_names(root)
+    data = "VOC 2012" if classes == CLASSES else "its own classes"
+    data = "the embedded, drawn images: no VOC figure" if (root / "demo.json").exists() else data
     lines = [
         f"Preset {preset}, recipe {recipe}, measured on {data}. Raw seeds: {raw_split}, {raw_count} images; networks: "
         f"{split}, {count} images. Percent; mean ± standard deviation where there are several runs.",
@@ -98,10 +100,14 @@ def as_markdown(found: dict, configs: list[dict], outs: list[Path], splits: list
         "|---|---|---|---|---|---|---|",
     ]
     pair = [found["network + CRF"].get(row) for row in ("PSA", "dynamic SSDD")]
-    for n, name in enumerate([*CLASSES, None]):
-        before, after = (values[n] if name else PUBLISHED_CLASS_MEAN[row] for row, values in PUBLISHED_CLASSES.items())
+    for n, name in enumerate([*classes, None]):
         cells = [*(cell(figures, name) for figures in pair), gain(*pair, name)]
-        cells += [f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"]
+        if classes == CLASSES:
+            rows = PUBLISHED_CLASSES.items()
+            before, after = (values[n] if name else PUBLISHED_CLASS_MEAN[row] for row, values in rows)
+            cells += [f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"]
+        else:
+            cells += ["–"] * 3
         lines.append(f"| {name or '**mIoU**'} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -129,7 +135,8 @@ def charts(found: dict, title: str) -> dict[str, Image.Image]:
     }
     pictures = {"seeds.png": bars(f"mIoU, {title}", list(NETWORK), mious)}
     networks = found["network + CRF"]
-    shown = [c for c in CLASSES if any(f["iou"][c] is not None for r in networks.values() for f in r.values())]
+    figures = [f["iou"] for rows in networks.values() for f in rows.values()]
+    shown = [c for c in (figures[0] if figures else ()) if any(f[c] is not None for f in figures)]
     if shown:
         classes = {
             row: [spread([f["iou"][c] for f in figures.values()]) for c in shown] for row, figures in networks.items()
@@ -155,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     if not any(found.values()):
         raise InputError(f"{arguments.outs[0]} has neither seeds nor masks yet: run prepare_labels and the modes first")
     splits = [(arguments.raw_split, len(raw_ids)), (arguments.split, len(ids))]
-    text = as_markdown(found, configs, arguments.outs, splits, (Path(root) / "demo.json").exists())
+    text = as_markdown(found, configs, arguments.outs, splits, Path(root))
     about = {
         "preset": configs[0]["preset"],
         "recipe": configs[0]["recipe"],

@@ -19,7 +19,7 @@ import torch
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.labels import SeedMaps, load_differences, load_maps, store_path
-from datasets.voc import CLASSES, IGNORE, class_names, mask_path, read_ids, read_mask
+from datasets.voc import IGNORE, class_names, mask_path, read_ids, read_mask
 from models.segmentation import resize
 from models.ssdd import integrate, missing_class_flags
 from tools import runs
@@ -38,7 +38,7 @@ def choices(
     """The mask H×W of every rule.
 
     Args:
-        flags: 1×21, the classes that the advice lost.
+        flags: 1×C, the classes that the advice lost.
         refined: the static SSDD mask.
         truth: the true mask, for the oracle.
     """
@@ -52,7 +52,7 @@ def choices(
     return dict(zip(RULES, (k, a, larger, by_flags, refined, oracle), strict=True))
 
 
-def lost_classes(knowledge: SeedMaps, advice: SeedMaps, kept: bool, classes: int = len(CLASSES)) -> torch.Tensor:
+def lost_classes(knowledge: SeedMaps, advice: SeedMaps, classes: int, kept: bool) -> torch.Tensor:
     """The integration's flags of one image, 1×C."""
     pair = [torch.from_numpy(maps.classes[maps.maps.argmax(axis=0)])[None] for maps in (knowledge, advice)]
     present = torch.zeros(1, classes)
@@ -73,27 +73,27 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     """
     folder = out / "precompute" / modelid
     runs.need(folder / "config.json", "python main_ssdd.py --mode=1")
-    stored, names = runs.read_config(folder / "config.json"), class_names(root)
-    classes = len(names)
+    stored = runs.read_config(folder / "config.json")
+    names = class_names(root)
     counts = dict.fromkeys(RULES, 0)
     halves = [dict.fromkeys(BIASES, 0) for _ in range(2)]
     pixels = dict.fromkeys(("differ", "PSA right", "PSA+CRF right", *COMPARED), 0)
     histograms = np.zeros((2, BINS))
     images = {}
     for place, image_id in enumerate(ids):
-        truth = read_mask(mask_path(root, image_id), classes)
+        truth = read_mask(mask_path(root, image_id), len(names))
         seeds = [
             load_maps(store_path(out / "prepare_labels" / "results" / kind, image_id))
             for kind in ("out_aff", "out_aff_crf")
         ]
-        refined = read_mask(folder / f"{image_id}.png", classes)
+        refined = read_mask(folder / f"{image_id}.png", len(names))
         for name, shape in {"PSA": seeds[0].maps.shape[1:], "PSA+CRF": seeds[1].maps.shape[1:],
                             "static SSDD": refined.shape}.items():  # fmt: skip
             if shape != truth.shape:
                 raise InputError(f"{out}, {image_id}: {name} is {shape}, its true mask {truth.shape}")
-        flags = lost_classes(*seeds, stored["flag_rule"] == "kept", classes)
+        flags = lost_classes(*seeds, len(names), stored["flag_rule"] == "kept")
         masks = choices(*seeds, flags, refined, truth)
-        own = {rule: confusion(truth, mask, classes) for rule, mask in masks.items()}
+        own = {rule: confusion(truth, mask, len(names)) for rule, mask in masks.items()}
         counts = {rule: counts[rule] + own[rule] for rule in RULES}
         images[image_id] = {rule: mean_iou(count) for rule, count in own.items()}
 
@@ -113,15 +113,15 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         for row, right in enumerate((right_k, right_a)):
             histograms[row] += np.histogram(score[right], BINS, (-1, 1))[0]
         # Only where the masks differ does the bias matter.
-        same = confusion(np.where(differ, IGNORE, truth), k, classes)
+        same = confusion(np.where(differ, IGNORE, truth), k, len(names))
         at = [torch.from_numpy(mask[differ].astype(np.int64)).view(1, 1, -1) for mask in (k, a)]
         at_d = [d[:, :, torch.from_numpy(differ)].unsqueeze(2) for d in (d_k, d_a)]
         for bias in BIASES:
             chosen = integrate(*at, *at_d, flags, bias, stored["seed_bg"]).flatten().numpy()
-            count = same + confusion(truth[differ], chosen, classes)
+            count = same + confusion(truth[differ], chosen, len(names))
             halves[place % 2][bias] = halves[place % 2][bias] + count
 
-    figures = {rule: {"miou": mean_iou(count), "iou": by_class(iou(count), names)} for rule, count in counts.items()}
+    figures = {rule: {"miou": mean_iou(count), "iou": by_class(names, iou(count))} for rule, count in counts.items()}
     return {
         "rules": figures,
         "share_of_gap": share_of_gap({rule: f["miou"] for rule, f in figures.items()}),
@@ -132,7 +132,7 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     }
 
 
-def by_class(values: np.ndarray, names: tuple[str, ...] = CLASSES) -> dict[str, float | None]:
+def by_class(names: tuple[str, ...], values: np.ndarray) -> dict[str, float | None]:
     return {name: float(v) if np.isfinite(v) else None for name, v in zip(names, values, strict=True)}
 
 
@@ -161,8 +161,9 @@ def chosen_bias(halves: list[dict[float, np.ndarray]]) -> dict:
 def as_markdown(results: dict[str, dict], seen: str) -> str:
     """Tables of all runs together, percent, mean ± standard deviation over the runs."""
     judged = list(results.values())
-    seeds = [run["rules"]["PSA"]["iou"] for run in judged]
-    known = [c for c in seeds[0] if any(classes[c] is not None for classes in seeds)]
+    known = [
+        c for c in judged[0]["rules"]["PSA"]["iou"] if any(r["rules"]["PSA"]["iou"][c] is not None for r in judged)
+    ]
     lines = [f"| {seen} | mIoU | {' | '.join(known)} |", f"|---|---|{'---|' * len(known)}"]
     for rule in RULES:
         cells = [mean_and_spread([r["rules"][rule]["iou"][c] for r in judged]) for c in known]

@@ -28,7 +28,7 @@ import numpy as np
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.training_sets import SeedSamples
-from datasets.voc import list_path, read_ids
+from datasets.voc import CLASSES_FILE, list_path, read_ids
 from tools import config as settings
 from tools import paper_tables, seed_rivals
 from tools.config import SEED_SOURCES, Config
@@ -146,9 +146,9 @@ def hold_out(config: Config) -> str:
         "val": held,
     }
     contents = {list_path(root, split): "".join(f"{i}\n" for i in ids) for split, ids in lists.items()}
-    drawn = source / "demo.json"
-    if drawn.exists():
-        contents[root / "demo.json"] = drawn.read_text(encoding="utf-8")
+    for name in ("demo.json", CLASSES_FILE):
+        if (source / name).exists():
+            contents[root / name] = (source / name).read_text(encoding="utf-8")
     for path, content in contents.items():
         if path.exists() and path.read_text(encoding="utf-8") != content:
             raise InputError(f"{path} is of other images than {source} now has: give another --out")
