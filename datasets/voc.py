@@ -67,7 +67,8 @@ def class_names(root: str | Path) -> tuple[str, ...]:
 
 @cache
 def _class_names(path: Path, stamp: int) -> tuple[str, ...]:
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = read_bytes(path, _LARGEST_XML).decode("utf-8").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
     names = names[1:] if names[:1] == ["background"] else names
     twice = next((name for n, name in enumerate(names) if name in names[:n] or name == "background"), None)
     if twice:
@@ -133,10 +134,11 @@ def read_image(root: str | Path, image_id: str) -> np.ndarray:
 
 def open_image(path: Path) -> np.ndarray:
     """`read_image` for any file."""
-    return _decode(path, _rgb)
+    return decode(path, rgb)
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def rgb(image: Image.Image) -> np.ndarray:
+    """H×W×3 uint8."""
     if image.mode.startswith(("I", "F")):  # Pillow would cut off what is brighter than 255
         raise ValueError("more than 8 bits a channel")
     return np.array(image.convert("RGB"))
@@ -144,21 +146,24 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
     """(height, width) of an id's photograph, from the file's header."""
-    return _decode(image_path(root, image_id), lambda image: (image.height, image.width))
+    return decode(image_path(root, image_id), lambda image: (image.height, image.width))
 
 
-def _decode(path: Path, what: Callable[[Image.Image], Any]) -> Any:
-    """`what` of the JPEG or PNG file that lies at `path`, whatever its name ends with; of animations the first frame.
+def decode(path: Path, what: Callable[[Image.Image], Any], formats: tuple[str, ...] = _FORMATS) -> Any:
+    """`what` of the picture that lies at `path`, whatever its name ends with; of animations the first frame.
+
+    Args:
+        formats: Pillow's names of those that are read.
 
     Raises:
         InputError: it is missing, damaged, of another format, or too large.
     """
     try:
         with open_regular(path, _LARGEST_PICTURE) as file, warnings.catch_warnings(action="ignore"):
-            image = Image.open(file, formats=_FORMATS)
+            image = Image.open(file, formats=formats)
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels are too many, at most {_MOST_PIXELS}")
-            if image.format != "PNG" and _scans(file) > _MOST_SCANS:
+            if image.format in ("JPEG", "MPO") and _scans(file) > _MOST_SCANS:
                 raise ValueError(f"over {_MOST_SCANS} progressive scans")
             return what(image)
     except InputError:
@@ -235,7 +240,7 @@ def read_mask(path: str | Path, classes: int = len(CLASSES)) -> np.ndarray:
             raise InputError(f"{path} is a {image.mode} picture, needed: a palette or grey PNG of class indices")
         return np.array(image)
 
-    mask = _decode(path, indices)
+    mask = decode(path, indices)
     unknown = mask[(mask >= classes) & (mask != IGNORE)]
     if unknown.size:
         raise InputError(f"{path} holds the index {unknown[0]}, which is no class (0…{classes - 1}, 255 = ignore)")

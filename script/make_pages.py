@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.errors import InputError, program
+from datasets.files import read_bytes
 from datasets.labels import load_maps, store_path
 from datasets.pictures import scale_colours
 from datasets.voc import IGNORE, PALETTE, class_names, image_path, mask_path, read_ids, read_mask
@@ -380,11 +381,10 @@ def _grid_of(path: str, stamp: int) -> str:
 
 def progress_of(folder: Path) -> tuple[int, int]:
     """Complete epochs of a training run, and how many it is to have."""
-    try:
-        epochs = json.loads((folder / "config.json").read_text(encoding="utf-8"))["epochs"]
-    except (OSError, ValueError, KeyError, TypeError):
+    epochs = _json(folder / "config.json").get("epochs")
+    if not isinstance(epochs, int):
         return 0, 0
-    return max((line["epoch"] for line in history.read(folder) if "seconds" in line), default=0), epochs or 0
+    return max((line.get("epoch", 0) for line in history.read(folder) if "seconds" in line), default=0), epochs
 
 
 # The index
@@ -481,8 +481,8 @@ def results(config: Config) -> list[dict]:
 
 def _json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(read_bytes(path, 1 << 24))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -38,12 +38,12 @@ import main_ssdd
 from datasets.demo import make_demo
 from datasets.errors import InputError
 from datasets.labels import load_differences, load_maps, save_differences, save_maps
-from datasets.voc import image_size, read_ids, read_image, read_mask, read_present
+from datasets.voc import class_names, image_size, read_ids, read_image, read_mask, read_present
 from models.classifier import Classifier
 from modes.networks import build
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from tests.conftest import as_flags, tiny
-from tools import checkpoint, import_labels, runs
+from tools import checkpoint, history, import_images, import_labels, predict, runs
 from tools.config import voc
 from tools.convert_weights import MXNET_FILE, read_weights
 from tools.resume import Standing, read_state, weights_are_finite, write_state
@@ -109,13 +109,17 @@ def flags_of(root: Path, out: Path, **fields) -> list[str]:
 
 def artefacts(folder: Path) -> dict[str, bytes]:
     """What is compared: every file but event files, which hold times, the stored Config, which holds paths, the lock,
-    which holds the process, and the training state, which no later stage reads."""
+    which holds the process, and the training state, which no later stage reads; of histories what is no time."""
     left_out = ("config.json", "state.pth", ".ssdd.lock")
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): steps_of(path) if path.name == history.FILE else path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "tensorboard" not in path.parts and path.name not in left_out
     }
+
+
+def steps_of(path: Path) -> bytes:
+    return b"".join(line for line in path.read_bytes().splitlines(keepends=True) if b'"step"' in line)
 
 
 class Kills(NamedTuple):
@@ -196,6 +200,10 @@ def readers(work: Path) -> dict[str, Reader]:
     save_differences(folder / "d.npz", grid[0], grid[1], "x")
     network = Classifier(20, 0.0625)
     checkpoint.save_weights(folder / "new.pth", network)
+    checkpoint.save_weights(folder / "described.pth", torch.nn.Linear(3, 2), voc(), ("background", "cat"))
+    (folder / "classes.txt").write_text("cat\ndog\nsea lion\n")
+    (folder / "labels.csv").write_text("a.jpg,cat;dog\nb.jpg,dog\n")
+    (folder / history.FILE).write_text('{"step": 1, "epoch": 0.5, "loss": 1.0}\n{"epoch": 1, "seconds": 3.0}\n')
     small = torch.nn.Linear(3, 2)
     optimiser = torch.optim.AdamW(small.parameters())
     small(torch.ones(1, 3)).sum().backward()
@@ -250,6 +258,11 @@ def readers(work: Path) -> dict[str, Reader]:
             good("small.pth", "old.pth"), "x.pth", lambda path: checkpoint.load_into(torch.nn.Linear(3, 2), path)
         ),
         "published weights": Reader([mxnet, *good("small.pth")], "x.params", read_weights),
+        "weights, described": Reader(good("described.pth"), "x.pth", checkpoint.load_description),
+        "class names": Reader(good("classes.txt"), "classes.txt", lambda path: class_names(path.parent)),
+        "labels in CSV": Reader(good("labels.csv"), "x.csv", import_images.labels_from_csv),
+        "history": Reader(good(history.FILE), history.FILE, lambda path: history.read(path.parent)),
+        "picture": Reader(photos("JPEGImages", train, ".jpg"), "x.jpg", predict.read),
         "training state": Reader(good("state.pth"), "x.pth", state),
         "Config": Reader(
             good("run/config.json"),

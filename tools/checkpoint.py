@@ -56,12 +56,23 @@ def load_description(path: str | Path) -> tuple[Config, tuple[str, ...]]:
         given = {f.name: content["config"][f.name] for f in fields(Config) if f.name in content["config"]}
         config = replace(Config(), **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
         classes = tuple(content["classes"])
+        strange = next((name for name in given if not _fits(getattr(config, name), getattr(Config(), name))), None)
+        if strange:
+            raise ValueError(f"{strange} cannot be {getattr(config, strange)!r:.40}")
         check(config)
         if not (1 < len(classes) < 255 and all(isinstance(name, str) for name in classes)):
             raise ValueError("classes must be 2 to 254 names")
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: its Config or classes cannot be used ({type(error).__name__}: {error})") from None
     return config, classes
+
+
+def _fits(value, default) -> bool:
+    """Whether a value is of the kind of a field's default."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) > 0 and all(_fits(part, default[0]) for part in value)
+    kinds = {float: (float, int), int: int, type(None): (int, type(None))}
+    return isinstance(value, kinds.get(type(default), type(default)))
 
 
 def _described(content) -> bool:

@@ -337,6 +337,14 @@ def check(config: Config) -> None:
         raise InputError(f"--dropout={config.dropout}: must lie in [0, 2), as the highest published rate is 0.5")
     if config.walk_log_steps > 16 or config.alpha > 1 or max(config.eval_scales + config.cam_scales) > 8:
         raise InputError("--walk_log_steps above 16, --alpha above 1 or scales above 8 make no sense")
+    # A weights file brings its Config along, so absurd sizes are a stranger's.
+    sizes = {"width": 8, "crop": 4096, "eval_size": 4096, "dynamic_side": 8192, "backbone_dilation": 64}
+    for name, most in sizes.items():
+        value = getattr(config, name)
+        if max(value if isinstance(value, tuple) else (value,)) > most:
+            raise InputError(f"--{name}={_shown(value)}: must be at most {most}")
+    if len(config.eval_scales) > 32 or max(config.crf_train, config.crf_labels, config.crf_eval) > 1000:
+        raise InputError("over 32 --eval_scales or 1000 iterations of a CRF make no sense")
     if not 0 <= config.momentum < 1:
         raise InputError(f"--momentum={config.momentum}: must lie in [0, 1)")
     for name in ("crop", "eval_size"):

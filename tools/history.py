@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from datasets.files import atomic_write
+from datasets.files import atomic_write, read_bytes
 from tools import distributed
 
 FILE = "history.jsonl"
+LARGEST = 1 << 28  # bytes
 
 
 class History:
@@ -69,14 +70,16 @@ def note_pass(folder: Path, images: int, started: float) -> None:
 
 
 def read(folder: Path) -> list[dict]:
-    """The lines of a stage's history; a last line that is still being written is left out."""
+    """The lines of a stage's history, numbers by name; a last line that is still being written is left out."""
     lines = []
     try:
-        for line in (folder / FILE).read_text(encoding="utf-8").splitlines():
-            lines.append(json.loads(line))
-    except (OSError, ValueError):
+        for text in read_bytes(folder / FILE, LARGEST).decode("utf-8").splitlines():
+            line = json.loads(text)
+            if isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values()):
+                lines.append(line)
+    except (OSError, ValueError, RecursionError):
         pass
-    return [line for line in lines if isinstance(line, dict)]
+    return lines
 
 
 def peak_memory() -> float:

@@ -13,6 +13,7 @@ Writes JPEGImages, Annotations, ImageSets/Segmentation (train, train_aug, val) a
 import argparse
 import csv
 import hashlib
+import io
 import re
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -20,8 +21,8 @@ from xml.sax.saxutils import escape
 from PIL import Image
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
-from datasets.voc import CLASSES_FILE, IGNORE, image_path, list_path, read_names
+from datasets.files import atomic_write, read_bytes
+from datasets.voc import CLASSES_FILE, IGNORE, LARGEST_LIST, image_path, list_path, read_names
 from tools.predict import ENDINGS, read
 
 HEADINGS = ("file", "filename", "image", "name", "path")
@@ -35,8 +36,8 @@ def labels_from_csv(path: Path) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
+        text = read_bytes(path, LARGEST_LIST).decode("utf-8-sig")
+        rows = list(csv.reader(io.StringIO(text, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as a CSV of labels ({error})") from None
     for number, row in enumerate(rows, 1):

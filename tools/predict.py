@@ -21,22 +21,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
 
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.pictures import mask_colours
 from datasets.transforms import MEAN, STD, normalise
-from datasets.voc import write_mask
+from datasets.voc import decode, rgb, write_mask
 from models.crf import dense_crf
 from models.segmentation import SegmentationNetwork, multiscale_probabilities, resize
 from tools import checkpoint, distributed
 from tools.config import check
 from tools.progress import progress
 
+# Not all that Pillow knows: one of the others runs Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # of the many that Pillow knows; one of them runs Ghostscript
 LARGEST_SIDE = 1600  # pixels; larger pictures are segmented at this size, the mask then enlarged
 OVERLAY = 0.55  # weight of a class's colour over the picture
 
@@ -193,13 +194,7 @@ def find(inputs: list[Path]) -> dict[Path, Path]:
 
 def read(path: Path) -> np.ndarray:
     """A picture as people see it, turned as its EXIF entry says; H×W×3 uint8 RGB."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would cut off what is brighter than 255
-                raise ValueError("more than 8 bits a channel")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a picture ({error})") from None
+    return decode(path, lambda image: rgb(ImageOps.exif_transpose(image)), FORMATS)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, classes: tuple[str, ...]) -> Image.Image:
