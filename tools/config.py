@@ -215,7 +215,7 @@ def demo() -> Config:
         eval_size=128,
         bn=4,
         static_epochs=5,
-        dynamic_epochs=14,
+        dynamic_epochs=20,
         lr=5e-3,
         eval_batch=20,
         eval_scales=(0.75, 1.0, 1.25),
