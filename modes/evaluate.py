@@ -67,7 +67,11 @@ def run(config: Config) -> None:
     ]
     images = SquareImages(config.voc_root, ids, config.eval_size)
     batches = load_batches(config, images, config.eval_batch, mine, device)
-    with CrfWorkers(distributed.workers(config.workers)) as workers, progress("mode 3", len(mine), len(ids)) as bar:
+    with (
+        distributed.faults("--eval_batch", config.eval_batch),
+        CrfWorkers(distributed.workers(config.workers)) as workers,
+        progress("mode 3", len(mine), len(ids)) as bar,
+    ):
         for batch in iter(lambda: next(batches), None):
             with distributed.autocast(device, config.precision):
                 summed = multiscale_probabilities(network, network_input(batch, layout), config.eval_scales)

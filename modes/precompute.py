@@ -43,7 +43,11 @@ def run(config: Config) -> None:
         if not store_path(folder, ids[place]).exists()
     ]
     batches = load_batches(config, samples, config.eval_batch, mine, device)
-    with progress("mode 1", len(mine), len(ids)) as bar, torch.inference_mode():
+    with (
+        distributed.faults("--eval_batch", config.eval_batch),
+        progress("mode 1", len(mine), len(ids)) as bar,
+        torch.inference_mode(),
+    ):
         for batch in iter(lambda: next(batches), None):
             with distributed.autocast(device, config.precision):
                 _, module = step.predict(

@@ -51,7 +51,11 @@ def run(config: Config) -> None:
     started = time.perf_counter()
     mine = distributed.shard(ids)
     todo = [i for i in mine if not (store_path(walked, i).exists() and store_path(refined, i).exists())]
-    with CrfWorkers(distributed.workers(config.workers)) as workers, progress("PSA", len(todo), len(ids)) as bar:
+    with (
+        distributed.faults("--eval_batch", 1),
+        CrfWorkers(distributed.workers(config.workers)) as workers,
+        progress("PSA", len(todo), len(ids)) as bar,
+    ):
         for image_id in todo:
             image = read_image(config.voc_root, image_id)
             cam = read_seed(cams, image_id, image.shape[:2])

@@ -42,7 +42,11 @@ def run(config: Config) -> None:
     started = time.perf_counter()
     mine = distributed.shard(ids)
     todo = [image_id for image_id in mine if not all(store_path(folder, image_id).exists() for folder in folders)]
-    with CrfWorkers(distributed.workers(config.workers)) as workers, progress("CAM", len(todo), len(ids)) as bar:
+    with (
+        distributed.faults("--eval_batch", 1),
+        CrfWorkers(distributed.workers(config.workers)) as workers,
+        progress("CAM", len(todo), len(ids)) as bar,
+    ):
         for image_id in todo:
             image = read_image(config.voc_root, image_id)
             classes = np.flatnonzero(read_present(config.voc_root, image_id))[1:]

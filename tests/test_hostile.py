@@ -7,6 +7,7 @@ import re
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from PIL import Image
 
 from datasets.errors import InputError
 from datasets.labels import load_differences, load_maps, save_differences, save_maps
-from datasets.voc import image_size, open_image, read_ids, read_image, read_mask, read_present
-from tools import checkpoint, runs
-from tools.config import demo
+from datasets.voc import class_names, image_size, open_image, read_ids, read_image, read_mask, read_present
+from script import make_pages
+from tools import checkpoint, history, import_images, runs
+from tools.config import Config, demo
 
 
 def refused(read, path, reason=""):
@@ -199,18 +201,18 @@ def test_weights_packed_into_nothing(tmp_path):
     refused(checkpoint.load, tmp_path / "bomb.pth", "claim")
 
 
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        torch.zeros(1).expand(1 << 20, 1 << 20),
-        torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.long), torch.ones(1), (1 << 20, 1 << 20)),
-        torch.empty(1 << 20, 1 << 20, device="meta"),
-        torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.quint8),
-    ],
-    ids=["expanded", "sparse", "meta", "quantised"],
-)
-def test_tensors_that_claim_more_than_they_hold(tensor, tmp_path):
-    torch.save({"deep": [{"weight": tensor}]}, tmp_path / "x.pth")
+CLAIMS = {
+    "expanded": lambda: torch.zeros(1).expand(1 << 20, 1 << 20),
+    "sparse": lambda: torch.sparse_coo_tensor(torch.zeros(2, 1).long(), torch.ones(1), (1 << 20, 1 << 20)),
+    "meta": lambda: torch.empty(1 << 20, 1 << 20, device="meta"),
+    "quantised": lambda: torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.quint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_tensors_that_claim_more_than_they_hold(kind, tmp_path):
+    torch.save({"deep": [{"weight": CLAIMS[kind]()}]}, tmp_path / "x.pth")
     refused(checkpoint.load, tmp_path / "x.pth")
 
 
@@ -255,3 +257,53 @@ def test_png_with_text_that_unpacks_to_much(tmp_path):
     chunk = struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data))
     (tmp_path / "x.jpg").write_bytes(whole.getvalue()[:33] + chunk + whole.getvalue()[33:])
     refused(open_image, tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 1e6},
+        {"width": "wide"},
+        {"crop": 1 << 30},
+        {"eval_size": 448.5},
+        {"eval_scales": [1.0] * 100_000},
+        {"eval_scales": ["1"]},
+        {"eval_scales": []},
+        {"crf_eval": 1 << 40},
+        {"head_dilation": -1},
+        {"backbone_dilation": 1 << 20},
+    ],
+    ids=str,
+)
+def test_weights_that_describe_an_absurd_network(change, tmp_path):
+    path = tmp_path / "x.pth"
+    checkpoint.save_weights(path, torch.nn.Linear(2, 2), Config())
+    content = checkpoint.load(path)
+    checkpoint.load_description(path)
+    checkpoint.save(path, content | {"config": content["config"] | change})
+    refused(checkpoint.load_description, path, "cannot be used")
+
+
+def test_histories_that_are_none(tmp_path):
+    good = '{"step": 1, "epoch": 0.5}\n'
+    for bad in ("[" * 100_000, '{"epoch": "late"}', "[1]", "null", '{"epoch": [1]}'):
+        (tmp_path / "history.jsonl").write_text(good + bad + "\n")
+        assert history.read(tmp_path) == [{"step": 1, "epoch": 0.5}]
+    (tmp_path / "history.jsonl").unlink()
+    os.mkfifo(tmp_path / "history.jsonl")
+    assert history.read(tmp_path) == []
+
+
+def test_pipes_in_place_of_class_names_and_csv(tmp_path):
+    os.mkfifo(tmp_path / "classes.txt")
+    with pytest.raises(InputError, match=r"classes\.txt"):
+        class_names(tmp_path)
+    refused(import_images.labels_from_csv, tmp_path / "classes.txt")
+
+
+def test_pages_show_odd_ids_as_text(tmp_path):
+    odd = "</script><script>alert(1)</script>"
+    config = replace(Config(), voc_root=str(tmp_path))
+    make_pages.write_page(tmp_path, "val", config, {"view": "nothing", "reason": odd})
+    page = (tmp_path / "val.html").read_text()
+    assert "alert(1)" in page and odd not in page and page.count("<script") == page.count("</script")
