@@ -1,5 +1,6 @@
 """AffinityNet, pairwise affinities and the random walk of PSA (Ahn and Kwak, CVPR 2018)."""
 
+import math
 import warnings
 from functools import lru_cache
 
@@ -110,7 +111,7 @@ def affinity_matrix(pairs: Tensor, size: tuple[int, int], power: float = 1) -> T
 def random_walk(pairs: Tensor, maps: Tensor, power: float = 8, log_steps: int = 8) -> Tensor:
     """Spread maps by the learned affinities: V·T^(2^log_steps), with T the column-normalised A^power.
 
-    The walk is taken step by step on the few maps, so the dense n×n power is never formed.
+    Only products of the sparse T with the few maps are taken, in float64, and the dense n×n power is never formed.
 
     Args:
         pairs: N×34×(h−4)×(w−8) from `pair_affinities`.
@@ -119,7 +120,7 @@ def random_walk(pairs: Tensor, maps: Tensor, power: float = 8, log_steps: int = 
     Returns:
         N×K×h×w.
     """
-    affinity = affinity_matrix(pairs, maps.shape[-2:], power)
+    affinity = affinity_matrix(pairs.double(), maps.shape[-2:], power)
     degree = torch.sparse.sum(affinity, dim=1).to_dense()
     # T's columns sum to one and A is symmetric, so V·T transposed is (A/degree as rows)·Vᵀ.
     rows, _ = affinity.indices()
@@ -129,11 +130,33 @@ def random_walk(pairs: Tensor, maps: Tensor, power: float = 8, log_steps: int = 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         step = step.to_sparse_csr()
-    walked = maps.movedim(1, -1).flatten(0, 2).contiguous()
-    for _ in range(2**log_steps):
-        walked = step @ walked
+    start = maps.double().movedim(1, -1).flatten(0, 2).contiguous()
+    # T's eigenvalues lie in −1…1, where Chebyshev polynomials stay in −1…1: T^256 takes 84 products instead of 256.
+    weights = chebyshev_weights(2**log_steps)
+    before, now = start, step @ start
+    walked = weights[0] * before + weights[1] * now
+    for weight in weights[2:]:
+        before, now = now, 2 * (step @ now) - before
+        walked += weight * now
     images, classes, height, width = maps.shape
-    return walked.view(images, height, width, classes).movedim(-1, 1)
+    return walked.view(images, height, width, classes).movedim(-1, 1).to(maps.dtype)
+
+
+@lru_cache
+def chebyshev_weights(power: int) -> tuple[float, ...]:
+    """Weights w with x^power = Σ w[j]·T_j(x) on −1…1 but for 1e-7 at most; they are positive and sum to one.
+
+    w[j] is the probability that a walk of `power` steps ±1 ends at j or −j (x = cos t gives cos^power t as the sum over
+    its ends of cos jt), so that terms beyond a few times √power do not count.
+    """
+    j, share = power % 2, math.comb(power, power // 2) / 2**power
+    weights, rest = [], 1.0
+    while rest > 1e-7:
+        weights += [0.0] * (j - len(weights)) + [share if j == 0 else 2 * share]
+        rest -= weights[-1]
+        share *= (power - j) / (power + j + 2)
+        j += 2
+    return tuple(weights + [0.0] * (2 - len(weights)))
 
 
 def seed_maps(cam: Tensor, alpha: float = 16) -> Tensor:

@@ -55,6 +55,14 @@ def test_an_image_walks_in_a_batch_as_alone_and_missing_classes_stay_zero():
     assert not together[1, 2].any() and together[0, 2].any()
 
 
+@pytest.mark.parametrize("power", [1, 2, 16, 32, 256, 2**16])
+def test_powers_as_sums_of_chebyshev_polynomials(power):
+    weights = affinity.chebyshev_weights(power)
+    x = np.linspace(-1, 1, 1001)
+    assert np.abs(np.polynomial.chebyshev.chebval(x, weights) - x**power).max() < 1e-6
+    assert len(weights) <= 6 * math.sqrt(power) + 2
+
+
 def test_pad_pool_and_unpool_keep_the_size():
     maps = torch.rand(2, 21, 30)
     cells = affinity.pool_to_cells(maps)
