@@ -120,6 +120,9 @@ def random_walk(pairs: Tensor, maps: Tensor, power: float = 8, log_steps: int = 
     Returns:
         N×K×h×w.
     """
+    # Work this small gains nothing from a second thread, and loses much by waiting for it where the cores are busy.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     affinity = affinity_matrix(pairs.double(), maps.shape[-2:], power)
     degree = torch.sparse.sum(affinity, dim=1).to_dense()
     # T's columns sum to one and A is symmetric, so V·T transposed is (A/degree as rows)·Vᵀ.
@@ -138,6 +141,7 @@ def random_walk(pairs: Tensor, maps: Tensor, power: float = 8, log_steps: int = 
     for weight in weights[2:]:
         before, now = now, 2 * (step @ now) - before
         walked += weight * now
+    torch.set_num_threads(threads)
     images, classes, height, width = maps.shape
     return walked.view(images, height, width, classes).movedim(-1, 1).to(maps.dtype)
 

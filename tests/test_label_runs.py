@@ -27,7 +27,7 @@ from models.affinity import AffinityNet
 from models.classifier import Classifier
 from prepare_labels import make_cam_labels
 from tests.conftest import as_flags
-from tools import distributed
+from tools import distributed, history
 from tools.checkpoint import save_weights
 from tools.config import demo
 
@@ -75,16 +75,16 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def store(config) -> dict[str, bytes]:
-    """Every file of the five folders by its path, hidden ones too."""
+    """Every file of the five folders by its path, hidden ones too, but the notes of how long it took."""
     results = config.labels_folder("out_cam").parent
-    paths = [path for kind in STORES for path in sorted((results / kind).rglob("*"))]
+    paths = [path for kind in STORES for path in sorted((results / kind).rglob("*")) if path.name != history.FILE]
     return {str(path.relative_to(results)): path.read_bytes() for path in paths}
 
 
 def made(config) -> int:
     """How many files are done."""
     folders = [config.labels_folder(kind) for kind in STORES]
-    return sum(not path.name.startswith(PARTIAL) for folder in folders for path in folder.glob("*"))
+    return sum(not path.name.startswith(PARTIAL) and path.name != history.FILE for f in folders for path in f.glob("*"))
 
 
 def emptied(config) -> None:
