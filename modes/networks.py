@@ -68,12 +68,7 @@ def train_ssdd(
         result_of: batch → StepResult, for the pictures.
     """
     folder = config.run_folder(mode)
-    backbone = step.segmentation.encoder
-    heads = [p for name, p in step.segmentation.named_parameters() if not name.startswith("encoder.")]
-    optimisers = [
-        sgd([(list(backbone.parameters()), 1.0), (heads, 10.0)], config.momentum, config.weight_decay),
-        sgd([(list(step.ddnet.parameters()), 10.0)], config.momentum, config.weight_decay),
-    ]
+    optimisers = optimisers_of(step, config)
     shown = PictureSamples(config, samples)
 
     def after_epoch(epoch: int) -> None:
@@ -101,6 +96,16 @@ def train_ssdd(
         losses,
         after_epoch,
     )
+
+
+def optimisers_of(step: nn.Module, config: Config) -> list[torch.optim.SGD]:
+    """One for the segmentation network, its heads learning 10 times as fast, and one for the DD-Net."""
+    backbone = step.segmentation.encoder
+    heads = [p for name, p in step.segmentation.named_parameters() if not name.startswith("encoder.")]
+    return [
+        sgd([(list(backbone.parameters()), 1.0), (heads, 10.0)], config.momentum, config.weight_decay),
+        sgd([(list(step.ddnet.parameters()), 10.0)], config.momentum, config.weight_decay),
+    ]
 
 
 def freeze_for_ssdd(step: nn.Module) -> None:
