@@ -72,10 +72,7 @@ def train_ssdd(
         result_of: batch → StepResult, for the pictures.
     """
     folder = config.run_folder(mode)
-    optimisers = [
-        segmentation_optimiser(config, step.segmentation),
-        sgd([(list(step.ddnet.parameters()), 10.0)], config.momentum, config.weight_decay),
-    ]
+    optimisers = optimisers_of(step, config)
     shown = PictureSamples(config, samples)
 
     def after_epoch(epoch: int, history: History | None) -> None:
@@ -116,6 +113,12 @@ def segmentation_optimiser(config: Config, segmentation: SegmentationNetwork) ->
     backbone = list(segmentation.encoder.parameters())
     heads = [p for name, p in segmentation.named_parameters() if not name.startswith("encoder.")]
     return sgd([(backbone, 1.0), (heads, 10.0)], config.momentum, config.weight_decay)
+
+
+def optimisers_of(step: nn.Module, config: Config) -> list[torch.optim.SGD]:
+    """One for the segmentation network and one for the DD-Net, which learns 10 times as fast as the backbone."""
+    ddnet = sgd([(list(step.ddnet.parameters()), 10.0)], config.momentum, config.weight_decay)
+    return [segmentation_optimiser(config, step.segmentation), ddnet]
 
 
 def freeze_for_ssdd(step: nn.Module, segmentation: SegmentationNetwork) -> None:

@@ -1,0 +1,473 @@
+"""How fast is it, and against what? Measured on the machine that it runs on, each row beside its baseline.
+
+    python -m tools.bench                                  # all rows, at the published sizes (an hour on two cores)
+    python -m tools.bench --preset demo --only step0 crf    # a quick look
+    python -m tools.bench --write docs/benchmarks/cpu.json  # keep every single time
+    python -m tools.bench --readme                         # put the tables of docs/benchmarks/ into README.md
+
+Row and baseline take turns in one process, so that whatever else the machine does hits both. The weights are random,
+which changes no time. Images are those of --split in --voc-root if they are there with their masks, else drawn.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from datasets.demo import draw
+from datasets.errors import InputError, program
+from datasets.files import atomic_write
+from datasets.labels import save_differences, save_maps, store_path
+from datasets.pictures import write_photo
+from datasets.training_sets import SeedSamples, as_tensor
+from datasets.transforms import normalise
+from datasets.voc import CLASSES, IGNORE, image_path, mask_path, open_image, read_ids, read_image, read_mask
+from models.crf import CrfWorkers, dense_crf, masks_after_crf
+from models.exact_crf import exact_crf, exact_masks
+from models.segmentation import masked_prediction, multiscale_probabilities
+from models.steps import DynamicStep, StaticStep
+from modes.networks import build, freeze_for_ssdd, optimisers_of
+from tools import config as settings
+from tools import distributed
+from tools.config import Config
+
+ROWS = ("peak", "step0", "step2", "precompute", "evaluation", "crf", "loader")
+VOC_IMAGES = 10_582
+VOC_SIZE = (375, 500)
+BEGIN, END = "<!-- tables of tools.bench -->", "<!-- end of tables -->"
+
+
+def timed(device: torch.device, repeats: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
+    """Seconds of each call; the functions take turns, and each is called once before."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            synchronise(device)
+            began = time.perf_counter()
+            function()
+            synchronise(device)
+            if turn:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def row(
+    what: str, times: list[float], amount: float, unit: str, base: tuple[str, list[float]] | None = None, **more
+) -> dict:
+    """What one line of the table is made from: `amount` units were done in each of `times` seconds."""
+    made = {"what": what, "unit": unit, "rates": [amount / t for t in times], **more}
+    if base is not None:
+        made |= {"baseline": base[0], "baseline_rates": [amount / t for t in base[1]]}
+    return made
+
+
+def peak_memory(device: torch.device, function: Callable[[], object]) -> float | None:
+    """Largest memory while `function` runs, GB: of the device, on the CPU of the whole process; None if unknown."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    function_ran = False
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the high-water mark back
+        function_ran = True
+        function()
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1e6
+    except OSError:
+        if not function_ran:
+            function()
+        return None
+
+
+def peak_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
+    """TFLOP/s of one large matrix product and of the backbone's commonest convolution, bfloat16 beside float32."""
+    side, cells = (8192 if device.type == "cuda" else 2048), config.crop // 8
+    inner, outer = (max(16, round(c * config.width)) for c in (512, 1024))
+    factors = [torch.randn(side, side, device=device) for _ in range(2)]
+    image = torch.randn(config.bn, inner, cells, cells, device=device)
+    weight = torch.randn(outer, inner, 3, 3, device=device)
+    layout = distributed.memory_format(device, config.width)
+    halves = [t.bfloat16() for t in factors]
+    laid = [t.bfloat16().contiguous(memory_format=layout) for t in (image, weight)]
+    products = {
+        "matrix product": (2 * side**3, lambda f: f[0] @ f[1], halves, factors),
+        "3×3 convolution": (
+            2 * image.numel() * 9 * outer,
+            lambda f: nn.functional.conv2d(*f, padding=2, dilation=2),
+            laid,
+            [image, weight],
+        ),
+    }
+    for name, (flop, function, fast, plain) in products.items():
+        times = timed(device, 3 * repeats, fast=partial(function, fast), plain=partial(function, plain))
+        base = ("float32", times["plain"])
+        yield row(f"measured peak, {name}, bfloat16", times["fast"], flop / 1e12, "TFLOP/s", base)
+
+
+def training_batch(config: Config, device: torch.device, dynamic: bool) -> dict[str, Tensor]:
+    """A batch as the loader makes it, of as many images as the device has cases for."""
+    cases = [case(config, n, config.crop) for n in range(config.bn)]
+    small = [case(config, n, config.crop // 4) for n in range(config.bn)]
+    present = torch.zeros(config.bn, len(CLASSES))
+    for n, (_, _, labels) in enumerate(small):
+        present[n, labels] = 1
+    masks = torch.stack([torch.from_numpy(labels[p.argmax(0)]) for _, p, labels in small])
+    batch = {
+        "image": torch.stack([as_tensor(image) for image, _, _ in cases]),
+        "present": present,
+        "knowledge": masks,
+        "advice": masks.roll(2, -1),
+        "small": torch.from_numpy(np.stack([image for image, _, _ in small])),
+    }
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def trainer(
+    config: Config, device: torch.device, dynamic: bool, fast: bool, crf: Callable | None
+) -> Callable[[], None]:
+    """One whole training step of mode 0 or 2 as a function; not `fast`: plain eager float32 in NCHW."""
+    torch.manual_seed(config.seed)
+    layout = distributed.memory_format(device, config.width) if fast else torch.contiguous_format
+    segmentation, ddnet = build(config, dynamic)
+    how = config.integration()
+    if dynamic:
+        step = DynamicStep(segmentation, ddnet, how, config.alpha, config.seed_target, crf)
+    else:
+        step = StaticStep(segmentation, ddnet, how)
+    step.to(device, memory_format=layout)
+    freeze_for_ssdd(step, step.segmentation)
+    optimisers = optimisers_of(step, config)
+    batch = training_batch(config, device, dynamic)
+
+    def run() -> None:
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        with distributed.autocast(device, config.precision if fast else "float32"):
+            x = normalise(batch["image"]).contiguous(memory_format=layout)
+            masks = (batch["small"], batch["knowledge"]) if dynamic else (batch["knowledge"], batch["advice"])
+            result = step(x, batch["present"], *masks)
+        (result.loss_seg + result.loss_dd).backward()
+        for optimiser in optimisers:
+            optimiser.step()
+
+    return run
+
+
+def step_rows(config: Config, device: torch.device, repeats: int, mode: int) -> Iterator[dict]:
+    """Training steps of a mode; of mode 2 also without its CRF."""
+    dynamic, functions = mode == 2, {}
+    with CrfWorkers(distributed.workers(config.workers) if config.crf_workers else 0) as workers, CrfWorkers(0) as none:
+        options = {"iterations": config.crf_train, "kernel": config.crf_kernel()}
+        exact = partial(exact_masks, **options)
+        ours = exact if config.crf == "exact" else partial(masks_after_crf, workers=workers, **options)
+        functions["ours"] = trainer(config, device, dynamic, True, ours)
+        if dynamic:
+            without = lambda images, logits, present: partial(masked_prediction, logits, present)  # noqa: E731
+            functions["without"] = trainer(config, device, True, True, without)
+        plain = partial(masks_after_crf, workers=none, **options)
+        functions["plain"] = trainer(config, device, dynamic, False, plain)
+        with FlopCounterMode(display=False) as counter:
+            functions["ours"]()
+        memory = peak_memory(device, functions["ours"])
+        times = timed(device, repeats, **functions)
+    base = ("float32, NCHW", times["plain"])
+    flop = counter.get_total_flops() / 1e12
+    what = f"training step, mode {mode}, batch {config.bn}"
+    yield row(what, times["ours"], config.bn, "images/s", base, tflop=flop, memory=memory, step=mode, batch=config.bn)
+    yield row(f"{what}, arithmetic", times["ours"], flop, "TFLOP/s", base)
+    if dynamic:
+        base = ("without CRF", times["without"])
+        yield row(f"{what}, CRF {config.crf}", times["ours"], config.bn, "images/s", base)
+
+
+def precompute_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
+    """Mode 1's forward pass."""
+    functions = {}
+    batch = training_batch(replace(config, bn=config.eval_batch), device, False)
+    for name, fast in (("ours", True), ("plain", False)):
+        layout = distributed.memory_format(device, config.width) if fast else torch.contiguous_format
+        step = StaticStep(*build(config, False), config.integration()).to(device, memory_format=layout).eval()
+        functions[name] = partial(predict, step, batch, device, config.precision if fast else "float32", layout)
+    times = timed(device, repeats, **functions)
+    base = ("float32, NCHW", times["plain"])
+    what = f"mode 1, batch {config.eval_batch}"
+    yield row(what, times["ours"], config.eval_batch, "images/s", base, step=1)
+
+
+@torch.inference_mode()
+def predict(step: StaticStep, batch: dict, device: torch.device, precision: str, layout: torch.memory_format) -> None:
+    with distributed.autocast(device, precision):
+        x = normalise(batch["image"]).contiguous(memory_format=layout)
+        step.predict(x, batch["present"], batch["knowledge"], batch["advice"])
+
+
+def evaluation_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
+    """One image of mode 3 through the network: all scales, image and mirror in one batch, against one by one."""
+    torch.manual_seed(config.seed)
+    layout = distributed.memory_format(device, config.width)
+    image, _, _ = case(config, 0, config.eval_size)
+    x = normalise(as_tensor(image)[None].to(device))
+    plain, _ = build(config, False)
+    plain.to(device).eval()
+    fast, _ = build(config, False)
+    fast.to(device, memory_format=layout).eval()
+
+    def ours() -> None:
+        with distributed.autocast(device, config.precision):
+            multiscale_probabilities(fast, x.contiguous(memory_format=layout), config.eval_scales)
+
+    @torch.no_grad()
+    def one_by_one() -> None:
+        size = x.shape[-2:]
+        for scale in config.eval_scales:
+            scaled = nn.functional.interpolate(x, [int(s * scale) for s in size], mode="bilinear")
+            for view in (scaled, scaled.flip(-1)):
+                logits = nn.functional.interpolate(plain.main_logits(view), scale_factor=8, mode="bilinear")
+                nn.functional.interpolate(torch.softmax(logits, 1), size, mode="bilinear")
+
+    times = timed(device, repeats, ours=ours, plain=one_by_one)
+    base = ("float32, one pass a scale and mirror", times["plain"])
+    yield row(f"evaluation, image of {config.eval_size}, network", times["ours"], 1, "images/s", base)
+
+
+def case(config: Config, number: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image side×side×3, probabilities K×side×side of a blurred and disturbed true mask, and its K labels."""
+    root = Path(config.voc_root)
+    ids = [i for i in read_ids(root, config.split) if mask_path(root, i).exists()] if has_photographs(root) else []
+    if ids:
+        image_id = ids[number % len(ids)]
+        image, mask = read_image(root, image_id), read_mask(mask_path(root, image_id))
+    else:
+        image, mask, _ = draw(config.seed, number + 1)
+    image = cv2.resize(image, (side, side))
+    mask = cv2.resize(np.where(mask == IGNORE, 0, mask).astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
+    labels = np.union1d(mask, [0]).astype(np.int64)
+    rng = np.random.default_rng(number)
+    disturbed = []
+    for label in labels:
+        smooth = cv2.GaussianBlur((mask == label).astype(np.float32), (0, 0), side / 20)
+        noise = cv2.GaussianBlur(rng.normal(size=(side, side)).astype(np.float32), (0, 0), side / 22)
+        disturbed.append(2 * np.log(smooth + 1e-3) + noise / noise.std())
+    scores = np.exp(np.stack(disturbed) - np.max(disturbed, axis=0))
+    return image, (scores / scores.sum(0)).astype(np.float32), labels
+
+
+def has_photographs(root: Path) -> bool:
+    return (root / "JPEGImages").is_dir() and (root / "SegmentationClass").is_dir()
+
+
+def crf_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
+    """The training step's CRF of a batch, with pydensecrf in workers and exactly, against pydensecrf in one thread."""
+    side, kernel, count = config.crop // 4, config.crf_kernel(), config.bn
+    cases = [case(config, n, side) for n in range(max(count, 8))]
+    images = torch.from_numpy(np.stack([image for image, _, _ in cases])).to(device)
+    logits = torch.full((len(cases), len(CLASSES), side, side), -20.0)
+    for n, (_, p, labels) in enumerate(cases):
+        logits[n, labels] = torch.from_numpy(p).clamp(min=1e-9).log()
+    present = (logits.amax((2, 3)) > -20).float().to(device)
+    inputs = (images, logits.to(device), present)
+    batch = [t[:count] for t in inputs]
+    options = {"iterations": config.crf_train, "kernel": kernel}
+    number = distributed.workers(max(1, config.workers))
+    with CrfWorkers(number) as workers, CrfWorkers(0) as none:
+        functions = {
+            "exact": lambda: exact_masks(*batch, **options)(),
+            "workers": lambda: masks_after_crf(*batch, workers=workers, **options)(),
+            "one": lambda: masks_after_crf(*batch, workers=none, **options)(),
+        }
+        times = timed(device, repeats, **functions)
+        exact = exact_masks(*inputs, **options)()
+        equal = (exact == masks_after_crf(*inputs, workers=workers, **options)()).float().mean((1, 2))
+        halved = exact_crf(images[:1], torch.softmax(inputs[1][:1], 1), present[:1], **options, half=True).argmax(1)
+    photographs = "photographs" if has_photographs(Path(config.voc_root)) else "drawn images"
+    what = f"CRF {side}×{side}, batch {count}, {config.crf_train} iterations"
+    base = ("pydensecrf, one thread", times["one"])
+    yield row(f"{what}, pydensecrf in {number} processes", times["workers"], count, "images/s", base)
+    note = f"labels equal to pydensecrf's on {len(equal)} {photographs}: {100 * equal.mean():.2f} %, "
+    note += (
+        f"worst {100 * equal.min():.2f} %; float16 against float32: {100 * (halved == exact[:1]).float().mean():.2f} %"
+    )
+    yield row(f"{what}, exact on the device", times["exact"], count, "images/s", base, note=note)
+    image, probabilities, labels = case(config, 0, max(VOC_SIZE))
+    image, flat = image[: VOC_SIZE[0]].copy(), np.full((len(CLASSES), *VOC_SIZE), 1 / len(CLASSES), np.float32)
+    flat[labels] += probabilities[:, : VOC_SIZE[0]]
+    once = timed(device, repeats, one=lambda: dense_crf(image, flat, config.crf_eval, kernel))["one"]
+    yield row(f"CRF of evaluation, {VOC_SIZE[1]}×{VOC_SIZE[0]}, pydensecrf, one thread", once, 1, "images/s")
+
+
+def loader_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
+    """Samples of mode 2 made by one process in one thread, against decoding the JPEGs alone."""
+    threads, count = torch.get_num_threads(), 8
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        ids = [f"{n:06d}" for n in range(count)]
+        folders = [root / kind for kind in ("knowledge", "advice", "differences")]
+        for n, image_id in enumerate(ids):
+            image, p, labels = case(config, n, 500)
+            image = cv2.resize(image, VOC_SIZE[::-1])
+            objects = "".join(f"<object><name>{CLASSES[label]}</name></object>" for label in labels[labels > 0])
+            if not objects:
+                raise InputError(f"image {n} of {config.voc_root} shows no object; give another --split")
+            annotation = root / "Annotations" / f"{image_id}.xml"
+            annotation.parent.mkdir(exist_ok=True)
+            annotation.write_text(f"<annotation>{objects}</annotation>")
+            write_photo(image_path(root, image_id), image)
+            full = torch.nn.functional.interpolate(torch.from_numpy(p)[None], VOC_SIZE, mode="bilinear")
+            grid = torch.nn.functional.interpolate(full, [-(-side // 8) for side in VOC_SIZE], mode="bilinear")
+            for folder, maps in zip(folders, (grid, full), strict=False):
+                save_maps(store_path(folder, image_id), labels, maps[0].numpy(), VOC_SIZE, "bench")
+            small = np.zeros((config.crop // 4, config.crop // 4), np.float32)
+            save_differences(store_path(folders[2], image_id), small, small, "bench")
+        samples = SeedSamples(name, ids, *folders[:2], config.crop, config.dynamic_side, differences=folders[2])
+        torch.set_num_threads(1)
+        try:
+            times = timed(
+                torch.device("cpu"),
+                3 * repeats,
+                samples=lambda: [samples[n] for n in range(count)],
+                decode=lambda: [open_image(image_path(root, image_id)) for image_id in ids],
+            )
+        finally:
+            torch.set_num_threads(threads)
+    base = ("decoding the JPEG alone", times["decode"])
+    yield row("loader, mode 2, one core", times["samples"], count, "images/s", base)
+
+
+def measure(config: Config, device: torch.device, repeats: int, only: list[str]) -> Iterator[dict]:
+    functions = {
+        "peak": peak_rows,
+        "step0": partial(step_rows, mode=0),
+        "step2": partial(step_rows, mode=2),
+        "precompute": precompute_rows,
+        "evaluation": evaluation_rows,
+        "crf": crf_rows,
+        "loader": loader_rows,
+    }
+    for name in only:
+        yield from functions[name](config, device, repeats)
+
+
+def projected(config: dict, rows: list[dict]) -> dict | None:
+    """Hours of modes 0, 1 and 2 on VOC's 10,582 images from the measured rates, one device; None if one is missing."""
+    rates = {r["step"]: statistics.median(r["rates"]) for r in rows if "step" in r}
+    bases = {r["step"]: statistics.median(r["baseline_rates"]) for r in rows if "step" in r}
+    if set(rates) != {0, 1, 2}:
+        return None
+    passes = {0: config["static_epochs"], 1: 1, 2: config["dynamic_epochs"]}
+    hours, plain = (sum(VOC_IMAGES * passes[m] / r[m] / 3600 for m in passes) for r in (rates, bases))
+    what = f"projected, modes 0 + 1 + 2 on {VOC_IMAGES:,} images"
+    return {"what": what, "unit": "hours", "rates": [hours], "baseline": "float32, NCHW", "baseline_rates": [plain]}
+
+
+def table(result: dict) -> str:
+    """One result file as Markdown."""
+    lines = [f"*{result['machine']}, torch {result['torch']}; `{result['command']}`, {result['date']}*", ""]
+    lines += [
+        "| what | median | lowest to highest | baseline in the same run | times | notes |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = result["rows"] + [r for r in [projected(result["config"], result["rows"])] if r]
+    peaks = [statistics.median(r["rates"]) for r in rows if "3×3 convolution" in r["what"]]
+    for r in rows:
+        median = statistics.median(r["rates"])
+        spread = f"{r['rates'][0]:.3g}" if len(r["rates"]) == 1 else f"{min(r['rates']):.3g} – {max(r['rates']):.3g}"
+        base = factor = "–"
+        if "baseline" in r:
+            plain = statistics.median(r["baseline_rates"])
+            base = f"{r['baseline']}: {plain:.3g}"
+            factor = f"{plain / median if r['unit'] == 'hours' else median / plain:.3g}"
+        notes = [r["note"]] if "note" in r else []
+        if r.get("memory") is not None:
+            notes.append(f"{r['tflop']:.2f} TFLOP a step; peak memory {r['memory']:.1f} GB")
+        if r["what"].endswith("arithmetic") and peaks:
+            notes.append(f"{100 * median / peaks[0]:.0f} % of the measured bfloat16 convolution")
+        lines.append(f"| {r['what']} | {median:.3g} {r['unit']} | {spread} | {base} | {factor} | {'; '.join(notes)} |")
+    return "\n".join(lines)
+
+
+def update_readme(readme: Path, folder: Path) -> None:
+    """Replace what stands between the two marks in the README by the tables of the stored results."""
+    text = readme.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise InputError(f"{readme} lacks the lines {BEGIN} and {END}, between which the tables go")
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    tables = [table(result) for result in results]
+    if not any(result["device"] == "cuda" for result in results):
+        tables.append("On a GPU: not measured.")
+    head, tail = text.split(BEGIN)[0], text.split(END, 1)[1]
+    with atomic_write(readme) as temporary:
+        temporary.write_text("".join([head, BEGIN, "\n", "\n\n".join(tables), "\n", END, tail]), encoding="utf-8")
+
+
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    units = [u for u in ("amx_bf16", "avx512_bf16") if getattr(torch.cpu, "get_capabilities", dict)().get(u)]
+    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.processor()
+    return f"{name}, {torch.get_num_threads()} threads, bfloat16 units: {', '.join(units) or 'none'}"
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = settings.Parser(__doc__)
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="rows to measure")
+    parser.add_argument("--repeats", type=int, default=5, help="turns a row (default: 5)")
+    parser.add_argument("--write", type=Path, metavar="FILE.json", help="keep the raw times here")
+    parser.add_argument("--readme", action="store_true", help="measure nothing, make README.md's tables")
+    settings.add_flags(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.readme:
+        update_readme(Path("README.md"), Path("docs/benchmarks"))
+        return
+    if arguments.repeats < 1:
+        raise InputError(f"--repeats={arguments.repeats}: must be 1 or more")
+    config = settings.config_from(arguments)
+    device = distributed.start(config.device)
+    result = {
+        "machine": machine(device),
+        "device": device.type,
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "command": " ".join(["python -m tools.bench", *command_of(arguments, config)]),
+        "config": {name: getattr(config, name) for name in ("preset", "static_epochs", "dynamic_epochs", "bn", "crf")},
+        "rows": [],
+    }
+    for made in measure(config, device, arguments.repeats, arguments.only):
+        result["rows"].append(made)
+        print(f"{made['what']}: {statistics.median(made['rates']):.3g} {made['unit']}", flush=True)
+        if arguments.write:
+            with atomic_write(arguments.write) as temporary:
+                temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print()
+    print(table(result))
+
+
+def command_of(arguments: argparse.Namespace, config: Config) -> list[str]:
+    """The command line without paths, which mean nothing to others."""
+    flags = replace(config, voc_root=Config.voc_root, out=Config.out).flags().split() if config.preset == "voc" else []
+    chosen = [] if list(arguments.only) == list(ROWS) else ["--only", *arguments.only]
+    return [*([f"--preset={config.preset}"] if not flags and config.preset != "voc" else flags), *chosen]
+
+
+if __name__ == "__main__":
+    main()
