@@ -35,8 +35,9 @@ demo: .venv/installed
 	  --json $(OUT)/val.json
 	@echo; $(BIN)/python -m script.make_pages $(FLAGS)
 
+# One thread a process: more would wait for each other.
 test: .venv/installed
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
 
 # docs/reproduction.md: every difference between paper and released program, measured on the demo's images; hours.
 study: .venv/installed
