@@ -4,9 +4,11 @@ BIN := .venv/bin
 OUT ?= demo
 SEED ?= 0
 # The small network gains more from a second process than from a second thread. On a GPU: DEVICE=cuda PROCESSES=1
+# Batches are those of all processes together; only the classifier's BatchNorm, which learns, sees each process's part.
 DEVICE ?= cpu
 PROCESSES ?= 2
-FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED) --device $(DEVICE)
+FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED) --device $(DEVICE) \
+  --bn $(shell expr 4 / $(PROCESSES)) --cls_batch $(shell expr 8 / $(PROCESSES)) --aff_batch $(shell expr 8 / $(PROCESSES))
 PARALLEL := OMP_NUM_THREADS=$(shell expr '(' $$(nproc) + $(PROCESSES) - 1 ')' / $(PROCESSES)) \
   $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES)
 RESULTS := $(OUT)/prepare_labels/results
@@ -20,11 +22,11 @@ RESULTS := $(OUT)/prepare_labels/results
 
 demo: .venv/installed
 	$(BIN)/python -m datasets.demo $(OUT)/VOC2012
-	$(BIN)/python -m prepare_labels.train_cls $(FLAGS)
+	$(PARALLEL) -m prepare_labels.train_cls $(FLAGS)
 	$(PARALLEL) -m prepare_labels.make_cam_labels $(FLAGS)
-	$(BIN)/python -m prepare_labels.train_aff $(FLAGS)
+	$(PARALLEL) -m prepare_labels.train_aff $(FLAGS)
 	$(PARALLEL) -m prepare_labels.make_aff_labels $(FLAGS)
-	$(PARALLEL) main_ssdd.py --mode=all $(FLAGS) --bn $(shell expr 4 / $(PROCESSES))
+	$(PARALLEL) main_ssdd.py --mode=all $(FLAGS)
 	@echo; echo "Seeds, made from image-level labels only, on the training images:"
 	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train CAM=$(RESULTS)/out_cam \
 	  PSA=$(RESULTS)/out_aff PSA+CRF=$(RESULTS)/out_aff_crf "static SSDD=$(OUT)/precompute/ssdd" \
