@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import re
 import struct
 import zipfile
@@ -19,8 +20,9 @@ from datasets.errors import InputError
 from datasets.labels import load_differences, load_maps, save_differences, save_maps
 from datasets.voc import class_names, image_size, open_image, read_ids, read_image, read_mask, read_present
 from script import make_pages
-from tools import checkpoint, history, import_images, runs
+from tools import checkpoint, history, import_images, import_labels, runs
 from tools.config import Config, demo
+from tools.pickles import refuse_endless_keys
 
 
 def refused(read, path, reason=""):
@@ -214,6 +216,41 @@ CLAIMS = {
 def test_tensors_that_claim_more_than_they_hold(kind, tmp_path):
     torch.save({"deep": [{"weight": CLAIMS[kind]()}]}, tmp_path / "x.pth")
     refused(checkpoint.load, tmp_path / "x.pth")
+
+
+def endless_key() -> bytes:
+    """A dictionary whose key has 2^60 parts, in a few hundred bytes; hashing it would take centuries."""
+    key: tuple = (1, 2)
+    for _ in range(60):
+        key = (key, key)
+    return b"\x80\x02}" + pickle.dumps(key, protocol=2)[2:-1] + b"K\x01s."
+
+
+def test_keys_that_take_for_ever_to_hash(tmp_path, tiny_voc):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "good.pth")
+    with zipfile.ZipFile(tmp_path / "good.pth") as good, zipfile.ZipFile(tmp_path / "new.pth", "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, endless_key() if name.endswith(".pkl") else good.read(name))
+    refused(checkpoint.load, tmp_path / "new.pth")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert list(checkpoint.load(tmp_path / "old.pth")) == ["weight"]
+    starts = [pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, {})]
+    (tmp_path / "old.pth").write_bytes(b"".join(starts) + endless_key() + pickle.dumps([], protocol=2))
+    refused(checkpoint.load, tmp_path / "old.pth")
+
+    image_id = read_ids(tiny_voc, "train")[0]
+    (tmp_path / f"{image_id}.npy").write_bytes(npy("()", endless_key(), "|O"))
+    with pytest.raises(InputError, match="over and over"):
+        import_labels.import_labels(tmp_path, tmp_path / "store", "aff", Path(tiny_voc))
+
+
+def test_tuples_that_are_shared_now_and_then_are_read():
+    shape = (3, 4)
+    refuse_endless_keys(io.BytesIO(pickle.dumps([shape] * 10)))
+    with pytest.raises(pickle.UnpicklingError, match="over and over"):
+        refuse_endless_keys(io.BytesIO(pickle.dumps([shape] * 20)))
+    with pytest.raises(pickle.UnpicklingError, match="no pickle"):
+        refuse_endless_keys(io.BytesIO(b"\xff\xd8"))
 
 
 def test_a_list_that_holds_itself(tmp_path):

@@ -6,6 +6,7 @@ what network it belongs to.
 
 import pickle
 import re
+import reprlib
 import shutil
 import warnings
 import zipfile
@@ -20,8 +21,10 @@ from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular
 from datasets.voc import CLASSES
 from tools.config import Config, check
+from tools.pickles import refuse_endless_keys
 
 _LARGEST_FILE = 1 << 36
+_PICKLES_OF_OLD_FILES = 5  # a magic number, a version, the system, the content, the storages' keys
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Where and on what a training ran says nothing about its network: without them the same training gives the same file.
 _NOT_KEPT = ("voc_root", "out", "weights", "fresh", "device", "workers", "crf_workers", "submit", "checkpoint_every")
@@ -58,7 +61,7 @@ def load_description(path: str | Path) -> tuple[Config, tuple[str, ...]]:
         classes = tuple(content["classes"])
         strange = next((name for name in given if not _fits(getattr(config, name), getattr(Config(), name))), None)
         if strange:
-            raise ValueError(f"{strange} cannot be {getattr(config, strange)!r:.40}")
+            raise ValueError(f"{strange} cannot be {reprlib.repr(getattr(config, strange))}")
         check(config)
         if not (1 < len(classes) < 255 and all(isinstance(name, str) for name in classes)):
             raise ValueError("classes must be 2 to 254 names")
@@ -90,8 +93,14 @@ def load(path: str | Path):
             if zipfile.is_zipfile(file):
                 with zipfile.ZipFile(file) as archive:
                     claimed = sum(part.file_size for part in archive.infolist())
-                if claimed > Path(path).stat().st_size:  # torch does not compress
-                    raise InputError(f"{path} is refused: its parts claim {claimed} bytes, more than the file has")
+                    if claimed > Path(path).stat().st_size:  # torch does not compress
+                        raise InputError(f"{path} is refused: its parts claim {claimed} bytes, more than the file has")
+                    for name in archive.namelist():
+                        if name.endswith(".pkl"):
+                            refuse_endless_keys(archive.open(name))
+            else:
+                file.seek(0)
+                refuse_endless_keys(file, _PICKLES_OF_OLD_FILES)
         with warnings.catch_warnings(action="ignore"):  # about files that are then refused
             content = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:

@@ -21,6 +21,7 @@ from datasets.files import open_regular
 from datasets.labels import load_maps, save_maps, store_path
 from datasets.voc import image_size, read_present
 from tools.config import Config
+from tools.pickles import refuse_endless_keys
 
 KINDS = ("cam", "aff", "aff_crf")
 FLOATS = ("f2", "f4", "f8")
@@ -153,6 +154,9 @@ def read_pickled(
     # Float64 in protocol 2 takes the most: 8 bytes, each of them one or two of text.
     if left > len(classes) * math.prod(size) * 16 + PICKLE_OVERHEAD:
         raise ValueError(f"{left} bytes are more than {len(classes)} maps of {size} take")
+    start = file.tell()
+    refuse_endless_keys(file)
+    file.seek(start)
     outer = ArrayUnpickler(file).load()
     if not isinstance(outer, PickledArray) or not isinstance(outer.content, list) or len(outer.content) != 1:
         raise ValueError("its pickle is not one object in an array")
