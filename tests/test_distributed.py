@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
-from tests.conftest import as_flags, tiny
+import main_ssdd
+from tests.conftest import as_flags
 from tools import checkpoint, distributed
 
 ROOT = Path(__file__).parent.parent
@@ -36,27 +38,28 @@ def test_every_gpu_gets_an_index(monkeypatch):
     assert chosen == [0, 0, 3, 2, "nccl"]
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(own_run, tmp_path):
-    # Batches of 2 on two processes are batches of 4 on one. The demo preset has no dropout; jitter is seeded by sample.
+# Mode 2 learns from its own masks, where a rounding can turn a pixel: learning slower, it feels each pixel less.
+@pytest.mark.parametrize(("mode", "run", "rate"), [(0, "sssdd", 1e-4), (2, "dssdd", 2e-5)])
+def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, rate, own_run):
+    # Batches of 2 on two processes are batches of 4 on one: 20 steps. Without dropout; jitter is seeded by sample.
     weights = {}
+    (own_run.precompute_folder().parent / "one").symlink_to(own_run.modelid)
+    (own_run.precompute_folder().parent / "two").symlink_to(own_run.modelid)
     for name, bn in (("one", 4), ("two", 2)):
-        config = tiny(own_run.voc_root, own_run.out)
-        flags = [*as_flags(config), f"--modelid={name}", f"--bn={bn}", "--lr=0.0001", "--epochs=2"]
+        flags = [*as_flags(own_run), f"--modelid={name}", f"--bn={bn}", f"--lr={rate}", "--epochs=10"]
         if name == "one":
-            import main_ssdd
-
-            main_ssdd.main(["--mode=0", *flags])
+            main_ssdd.main([f"--mode={mode}", *flags])
         else:
-            torchrun("main_ssdd.py", "--mode=0", *flags)
-        folder = Path(own_run.out) / "logs" / f"sssdd_{name}"
-        weights[name] = [checkpoint.load_state(folder / "models" / f"{net}_0002.pth") for net in ("seg", "ssdd")]
-    start = checkpoint.load_state(config.label_network("cls"))
+            torchrun("main_ssdd.py", f"--mode={mode}", *flags)
+        models = Path(own_run.out) / "logs" / f"{run}_{name}" / "models"
+        weights[name] = [checkpoint.load_state(models / f"{net}_0010.pth") for net in ("seg", "ssdd")]
+    start = checkpoint.load_state(own_run.label_network("cls"))
     trained = weights["one"][0]
     # Learning moved the weights far more than the tolerance.
     assert max((trained[f"encoder.{k}"] - v).abs().max() for k, v in start.items() if k != "fc8.weight") > 1e-4
     for one, two in zip(*weights.values(), strict=True):
         for key, value in one.items():
-            assert torch.allclose(value, two[key], atol=1e-5), key
+            assert torch.allclose(value, two[key], rtol=0, atol=1e-5), (key, float((value - two[key]).abs().max()))
 
 
 def test_shards_of_unequal_length_are_complete(own_run):
