@@ -129,7 +129,7 @@ def load_differences(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{path}: not a pair of difference maps ({d_k.dtype} {d_k.shape}, {d_a.dtype} {d_a.shape})")
     if not (np.isfinite(d_k).all() and np.isfinite(d_a).all()):
         raise InputError(f"{path}: the maps are not finite; make it anew")
-    return d_k, d_a
+    return d_k.copy(), d_a.copy()  # writable, unlike what lies in the file's bytes
 
 
 def _array(name: str, content: bytes) -> np.ndarray:

@@ -176,7 +176,7 @@ BAD_PARAMS = {
     "integers": (params([array([1, 2], 4, dtype="<i4")], [NAME]), "type 4"),
     "sparse": (params([array([1.0], 0, struct.pack("<Ii", V2, 1), "q")], [NAME]), "sparse"),
     "neither kind": (b"\x89PNG\r\n\x1a\n and so on", "neither an MXNet .params file nor a .pth file"),
-    "cut .pth": (b"PK\x03\x04 and then nothing", "torch file"),
+    "cut .pth": (b"PK\x03\x04 and then nothing", "damaged or no .pth file"),
 }
 
 
