@@ -52,6 +52,7 @@ from tools.voc import read_sbd_ids
 
 LONGEST, MOST_MEMORY = 10.0, 1 << 30  # seconds, bytes a file
 PER_PROCESS = 50  # files
+MOST_PATIENCE = 300  # seconds a stage
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -85,6 +86,7 @@ def start(task: Callable[[], None], log: Path) -> int:
     if pid:
         return pid
     status = 1
+    signal.alarm(MOST_PATIENCE)  # its default: the process ends
     try:
         os.setsid()
         with open(log, "ab", buffering=0) as file:
@@ -462,6 +464,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", action="store_true", help="measure instead what a save costs")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the processes are forks, in which threads that ran before do not exist
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
         if arguments.checkpoint:
