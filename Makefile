@@ -46,7 +46,7 @@ study: .venv/installed
 	$(BIN)/python -m datasets.demo demo/VOC2012
 	$(BIN)/python -m tools.study --preset demo --device cpu --out study
 
-# The long form of tests/test_campaign.py: 200 runs killed, 20,000 damaged files; about ten minutes.
+# The long form of tests/test_campaign.py: 200 runs killed, 20,000 damaged files; about five minutes.
 campaign: .venv/installed
 	$(BIN)/python -m tests.campaign
 
