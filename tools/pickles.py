@@ -36,7 +36,7 @@ def refuse_endless_keys(file: BinaryIO, pickles: int = 1) -> None:
                     memo[len(memo)] = harmless
                 elif code.name.endswith("PUT"):
                     memo[argument] = harmless
-                else:
+                elif code.name != "FRAME":  # which may come between a value and its MEMOIZE
                     again = code.name.endswith("GET")
                     harmless = memo.get(argument, True) if again else code.name in _HARMLESS
                     shared += code.name == "DUP" or (again and not harmless)
