@@ -10,6 +10,7 @@ import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -132,12 +133,23 @@ def load_differences(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return d_k.copy(), d_a.copy()  # writable, unlike what lies in the file's bytes
 
 
+def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """What an .npy file claims: its shape, whether it is in Fortran's order, its type; `file` then stands at its data.
+
+    Raises:
+        ValueError: the file is not an .npy file of version 1 or 2.
+    """
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"version {version} of the format")
+    return readers[version](file)
+
+
 def _array(name: str, content: bytes) -> np.ndarray:
     """One field; numpy's own reader would make room for whatever shape the field claims."""
     file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-    shape, fortran, kind = read(file)
+    shape, fortran, kind = read_npy_header(file)
     values = memoryview(content)[file.tell() :]
     if kind.hasobject or min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != len(values):
         raise ValueError(f"{name} claims to be {kind} of the shape {shape}")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from datasets.errors import InputError, program
 from datasets.files import open_regular
-from datasets.labels import load_maps, save_maps, store_path
+from datasets.labels import load_maps, read_npy_header, save_maps, store_path
 from datasets.voc import image_size, read_present
 from tools.config import Config
 from tools.pickles import refuse_endless_keys
@@ -87,20 +87,6 @@ class ArrayUnpickler(pickle.Unpickler):
         return STAND_INS[module, name]
 
 
-def read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type that an .npy file claims; `file` then stands at its data.
-
-    Raises:
-        ValueError: the file is not an .npy file of version 1 or 2.
-    """
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"version {version} of the format")
-    shape, _, dtype = readers[version](file)
-    return shape, dtype
-
-
 def read_maps(path: Path, kind: str, classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The maps of one of the authors' files, K×H×W float32 in the order of `classes`.
 
@@ -116,7 +102,7 @@ def read_maps(path: Path, kind: str, classes: np.ndarray, size: tuple[int, int])
     shape = (len(classes), *size)
     try:
         with open_regular(path, LARGEST_FILE) as file:
-            claimed, dtype = read_header(file)
+            claimed, _, dtype = read_npy_header(file)
             left = path.stat().st_size - file.tell()
             if dtype.hasobject != (kind != "aff_crf"):
                 raise ValueError("a pickled object" if dtype.hasobject else "a plain array, not a pickled dictionary")
