@@ -51,9 +51,7 @@ class AffinityNet(ResNet38):
 def pair_offsets() -> tuple[tuple[int, int], ...]:
     """The half of the neighbourhood that lies right of or below a cell, (y, x): 34 offsets for radius 5."""
     right = [(0, x) for x in range(1, RADIUS)]
-    below = [
-        (y, x) for y in range(1, RADIUS) for x in range(-RADIUS + 1, RADIUS) if x * x + y * y < RADIUS * RADIUS
-    ]
+    below = [(y, x) for y in range(1, RADIUS) for x in range(-RADIUS + 1, RADIUS) if x * x + y * y < RADIUS * RADIUS]
     return tuple(right + below)
 
 

@@ -92,9 +92,7 @@ def run(config: Config) -> None:
         print(f"next: python -m tools.predict PICTURES --weights {weights} --out masks")
 
 
-def write_masks(
-    image: np.ndarray, summed: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel
-) -> None:
+def write_masks(image: np.ndarray, summed: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel) -> None:
     """Write the mask of one image without and with CRF, at the image's own size.
 
     Args:

@@ -90,9 +90,7 @@ def store(config: Config, folder: Path, image_id: str, d_k: torch.Tensor, d_a: t
     save_differences(store_path(folder, image_id), d_k[0].numpy(), d_a[0].numpy(), "static SSDD")
 
 
-def refine_seed(
-    config: Config, image_id: str, d_k: torch.Tensor, d_a: torch.Tensor, how: Integration
-) -> np.ndarray:
+def refine_seed(config: Config, image_id: str, d_k: torch.Tensor, d_a: torch.Tensor, how: Integration) -> np.ndarray:
     """The static SSDD seed of an image at its own size, H×W uint8: PSA and PSA+CRF integrated by upsampled maps."""
     size = image_size(config.voc_root, image_id)
     masks, present = [], torch.zeros(1, len(class_names(config.voc_root)))

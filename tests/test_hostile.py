@@ -194,9 +194,10 @@ def test_difference_maps_that_are_not_finite(tmp_path):
 
 def test_weights_packed_into_nothing(tmp_path):
     torch.save({"weight": torch.zeros(1 << 24)}, tmp_path / "x.pth")
-    with zipfile.ZipFile(tmp_path / "x.pth") as plain, zipfile.ZipFile(
-        tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED
-    ) as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "x.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     assert (tmp_path / "bomb.pth").stat().st_size < 1 << 20

@@ -323,9 +323,7 @@ def test_real_run_interrupted_in_its_pictures_ends_bit_by_bit_the_same(finished_
     static.run(configs[1])
     for epoch in (1, 2, 3):
         for kind in ("seg", "ssdd"):
-            one, other = (
-                checkpoint.load_state(runs.numbered(config.run_folder(0), kind, epoch)) for config in configs
-            )
+            one, other = (checkpoint.load_state(runs.numbered(config.run_folder(0), kind, epoch)) for config in configs)
             assert all(torch.equal(one[key], other[key]) for key in one), (kind, epoch)
     start, last = (checkpoint.load_state(runs.numbered(configs[0].run_folder(0), "seg", n)) for n in (1, 3))
     assert torch.equal(start["encoder.conv1a.weight"], last["encoder.conv1a.weight"])

@@ -223,8 +223,7 @@ def need_maps(paths: list[Path], command: str) -> None:
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(paths)} maps are missing, first {missing[0]}: "
-            f"make them with `{command}`"
+            f"{len(missing)} of {len(paths)} maps are missing, first {missing[0]}: make them with `{command}`"
         )
 
 
