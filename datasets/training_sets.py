@@ -12,6 +12,7 @@ from datasets.errors import InputError
 from datasets.labels import SeedMaps, load_differences, load_maps, store_path
 from datasets.transforms import (
     colour_jitter,
+    draw_jitter,
     normalise,
     random_crop_or_pad,
     random_flip,
@@ -19,7 +20,7 @@ from datasets.transforms import (
     random_square,
     resize_square,
 )
-from datasets.voc import IGNORE, class_names, read_image, read_mask, read_present
+from datasets.voc import IGNORE, class_names, read_image, read_mask, read_present, read_reduced
 
 CELL = 8
 
@@ -46,7 +47,8 @@ class ImageLabelSamples(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         image_id = self.ids[index]
-        image = random_long_side(as_tensor(read_image(self.root, image_id)), self.sides)
+        pixels, _ = read_reduced(self.root, image_id, self.sides[1])
+        image = random_long_side(as_tensor(pixels), self.sides)
         x = normalise(colour_jitter(*random_flip([image])))
         (x,) = random_crop_or_pad([x], self.crop)
         return {"id": image_id, "x": x, "present": torch.from_numpy(read_present(self.root, image_id))}
@@ -98,7 +100,8 @@ def affinity_labels(low: Tensor, high: Tensor, classes: Tensor) -> Tensor:
 class SeedSamples(Dataset):
     """For modes 0 to 2.
 
-    Each sample: image 3×crop×crop uint8; small crop/4×crop/4×3 uint8, the same without colour jitter, for the CRF;
+    Each sample: image 3×crop×crop uint8; where it is to be jittered, order and factors of that, which is left to the
+    device (datasets.transforms.jittered); small crop/4×crop/4×3 uint8, the image without jitter, for the CRF;
     present (21,); knowledge and advice crop/4×crop/4 int64, the argmax of the moved *probabilities*; with
     `differences` also d_k and d_a 1×crop/4×crop/4, the stored static logits.
 
@@ -134,10 +137,10 @@ class SeedSamples(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         image_id = self.ids[index]
-        image = as_tensor(read_image(self.root, image_id))
+        pixels, size = read_reduced(self.root, image_id, self.sides[1] if self.sides else self.crop)
         present = read_present(self.root, image_id)
-        seeds = [read_seed(folder, image_id, image.shape[1:], present) for folder in (self.knowledge, self.advice)]
-        tensors = [image, *(torch.from_numpy(seed.maps) for seed in seeds)]
+        seeds = [read_seed(folder, image_id, size, present) for folder in (self.knowledge, self.advice)]
+        tensors = [as_tensor(pixels), *(torch.from_numpy(seed.maps) for seed in seeds)]
         if self.differences is not None:
             maps = self._read_differences(image_id)
             tensors.append(maps)
@@ -145,16 +148,17 @@ class SeedSamples(Dataset):
             tensors = random_square(tensors, self.sides, self.crop)
         else:
             tensors = resize_square(random_flip(tensors) if self.jitter_and_flip else tensors, self.crop)
-        picture = tensors[0]
         small = resize_square(tensors, self.crop // 4)
         sample = {
             "id": image_id,
-            "image": colour_jitter(picture) if self.sides is not None or self.jitter_and_flip else picture,
+            "image": tensors[0],
             "small": small[0].movedim(0, -1),
             "present": torch.from_numpy(present),
             "knowledge": torch.from_numpy(seeds[0].classes)[small[1].argmax(dim=0)],
             "advice": torch.from_numpy(seeds[1].classes)[small[2].argmax(dim=0)],
         }
+        if self.sides is not None or self.jitter_and_flip:
+            sample["order"], sample["factors"] = draw_jitter()
         if self.differences is not None:
             d = small[3] if self.move_maps else F.resize(maps, [self.crop // 4] * 2, antialias=False)
             sample["d_k"], sample["d_a"] = d[:1], d[1:]
@@ -172,7 +176,8 @@ class SeedSamples(Dataset):
 
 
 class FixedSeedSamples(Dataset):
-    """For mode 4: image 3×crop×crop uint8 with colour jitter, seed crop/4×crop/4 int64 (255 = unknown).
+    """For mode 4: image 3×crop×crop uint8, order and factors of its colour jitter, seed crop/4×crop/4 int64
+    (255 = unknown).
 
     Geometry acts on probabilities or one-hot masks as in SeedSamples, with the same random numbers.
 
@@ -189,12 +194,13 @@ class FixedSeedSamples(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         image_id = self.ids[index]
-        image = as_tensor(read_image(self.root, image_id))
-        classes, maps = self._read(image_id, image.shape[1:])
-        image, maps = random_square([image, torch.from_numpy(maps)], self.sides, self.crop)
+        pixels, size = read_reduced(self.root, image_id, self.sides[1])
+        classes, maps = self._read(image_id, size)
+        image, maps = random_square([as_tensor(pixels), torch.from_numpy(maps)], self.sides, self.crop)
         (small,) = resize_square([maps], self.crop // 4)
         seed = torch.from_numpy(classes)[small.argmax(dim=0)]
-        return {"id": image_id, "image": colour_jitter(image), "seed": seed}
+        order, factors = draw_jitter()
+        return {"id": image_id, "image": image, "order": order, "factors": factors, "seed": seed}
 
     def _read(self, image_id: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Class indices (K,) int64 and their maps K×H×W float32."""

@@ -10,11 +10,76 @@ from torchvision.transforms.v2 import functional as F
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-colour_jitter = v2.ColorJitter(0.3, 0.3, 0.3, 0.1)
+JITTER = (0.3, 0.3, 0.3, 0.1)  # brightness, contrast, saturation, hue
+GREY = (0.299, 0.587, 0.114)
+
+colour_jitter = v2.ColorJitter(*JITTER)
+
+
+def draw_jitter() -> tuple[str, Tensor]:
+    """What `jittered` is to do to one image: a random order of the four changes, such as "scbh", and the factors of
+    b, c, s and h, (4,)."""
+    order = "".join("bcsh"[n] for n in torch.randperm(4).tolist())
+    strength = torch.tensor(JITTER)
+    return order, torch.tensor([1.0, 1.0, 1.0, 0.0]) + strength * (2 * torch.rand(4) - 1)
+
+
+def jittered(images: Tensor, orders: list[str], factors: Tensor) -> Tensor:
+    """torchvision's ColorJitter with own factors and order for every image, on their device.
+
+    Args:
+        images: N×3×H×W uint8.
+        orders, factors: of `draw_jitter`, N each; factors N×4.
+
+    Returns:
+        N×3×H×W float32 from 0 to 255, not rounded.
+    """
+    x = images.float()
+    for place in range(4):
+        for column, (letter, change) in enumerate(_CHANGES.items()):
+            chosen = [n for n, order in enumerate(orders) if order[place] == letter]
+            if chosen:
+                # From pinned memory the GPU fetches the places without anybody's waiting.
+                index = torch.tensor(chosen, pin_memory=x.is_cuda).to(x.device, non_blocking=True)
+                x[index] = change(x[index], factors[index, column].view(-1, 1, 1, 1))
+    return x
+
+
+def _grey(x: Tensor) -> Tensor:
+    red, green, blue = x.unbind(-3)
+    return (GREY[0] * red + GREY[1] * green + GREY[2] * blue).unsqueeze(-3)
+
+
+def _brightened(x: Tensor, factor: Tensor) -> Tensor:
+    return (factor * x).clamp(0, 255)
+
+
+def _contrasted(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_grey(x).mean((-3, -2, -1), keepdim=True), x, factor).clamp(0, 255)
+
+
+def _saturated(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_grey(x), x, factor).clamp(0, 255)
+
+
+def _hue_turned(x: Tensor, turn: Tensor) -> Tensor:
+    """Hue in HSV moved by `turn` of the colour circle."""
+    value, least = x.amax(-3, keepdim=True), x.amin(-3, keepdim=True)
+    chroma = value - least
+    red, green, blue = x.split(1, -3)
+    sector = torch.where(
+        value == red, green - blue, torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
+    )
+    sixths = sector / chroma.clamp(min=1e-6) + 6 * turn
+    k = (sixths + torch.arange(5.0, 0.0, -2.0, device=x.device).view(3, 1, 1)).remainder(6)
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+_CHANGES = {"b": _brightened, "c": _contrasted, "s": _saturated, "h": _hue_turned}
 
 
 def normalise(images: Tensor) -> Tensor:
-    """...×3×H×W uint8 RGB → float32, x/255 with ImageNet's mean and standard deviation."""
+    """...×3×H×W RGB from 0 to 255 → float32, x/255 with ImageNet's mean and standard deviation."""
     mean, std = _statistics(images.device)
     return (images.float() / 255 - mean) / std
 

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from datasets.labels import store_path
 from datasets.pictures import difference_colours, mask_colours, write_photo, write_picture
 from datasets.training_sets import SeedSamples
-from datasets.transforms import normalise
+from datasets.transforms import jittered, normalise
 from datasets.voc import class_names, mask_path, read_mask, write_mask
 from models.ddnet import DDNet
 from models.resnet38 import train_with_frozen_batchnorm
@@ -31,6 +31,8 @@ def build(config: Config, dynamic: bool) -> tuple[SegmentationNetwork, DDNet]:
     segmentation = SegmentationNetwork(
         classes, config.width, config.head_dilation, dynamic, config.dropout, config.backbone_dilation
     )
+    if config.compile:
+        segmentation.encoder.compile()
     return segmentation, DDNet(2 if dynamic else 1, classes, config.width)
 
 
@@ -128,7 +130,9 @@ def freeze_for_ssdd(step: nn.Module, segmentation: SegmentationNetwork) -> None:
 
 
 def network_input(batch: dict, layout: torch.memory_format) -> torch.Tensor:
-    return normalise(batch["image"]).contiguous(memory_format=layout)
+    """N×3×H×W of a batch, with colour jitter where its samples have one."""
+    images = jittered(batch["image"], batch["order"], batch["factors"]) if "order" in batch else batch["image"]
+    return normalise(images).contiguous(memory_format=layout)
 
 
 class PictureSamples:

@@ -1,16 +1,20 @@
 """Training samples: image, seeds and difference maps move together, and stored files that do not fit are refused."""
 
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 from datasets.errors import InputError
 from datasets.labels import load_maps, save_differences, save_maps, store_path
 from datasets.training_sets import AffinityLabelSamples, ImageLabelSamples, SeedSamples, affinity_labels
 from datasets.transforms import (
+    draw_jitter,
+    jittered,
     normalise,
     random_crop_or_pad,
     random_flip,
@@ -18,7 +22,7 @@ from datasets.transforms import (
     random_square,
     resize_square,
 )
-from datasets.voc import IGNORE, read_ids, read_image, read_present
+from datasets.voc import IGNORE, read_ids, read_image, read_present, read_reduced
 
 
 def coordinates(height, width):
@@ -131,6 +135,43 @@ def test_normalise_by_hand():
     assert torch.equal(normalise(image.expand(2, 3, 1, 1))[1], normalise(image))
 
 
+def test_jittered_is_torchvisions_jitter_with_own_order_and_factors_for_every_image():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (24, 3, 16, 12), dtype=torch.uint8)
+    images[3], images[4, 1:], images[5, :, :8] = 77, 0, 255  # grey, pure red, partly white
+    drawn = [draw_jitter() for _ in images]
+    orders, factors = [order for order, _ in drawn], torch.stack([factors for _, factors in drawn])
+    result = jittered(images, orders, factors)
+    functions = {"b": F.adjust_brightness, "c": F.adjust_contrast, "s": F.adjust_saturation, "h": F.adjust_hue}
+    for n, order in enumerate(orders):
+        expected = images[n].float() / 255
+        for letter in order:
+            expected = functions[letter](expected, float(factors[n]["bcsh".index(letter)]))
+        torch.testing.assert_close(result[n] / 255, expected, atol=2e-4, rtol=0)
+    assert len(set(orders)) > 10
+
+
+def test_jitter_is_drawn_from_torchvisions_ranges():
+    torch.manual_seed(0)
+    drawn = [draw_jitter() for _ in range(2000)]
+    factors = torch.stack([factors for _, factors in drawn])
+    for column, (low, high) in enumerate([(0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.1, 0.1)]):
+        assert low <= factors[:, column].min() < low + 0.01 and high - 0.01 < factors[:, column].max() <= high
+    counts = Counter(order for order, _ in drawn)
+    assert len(counts) == 24 and min(counts.values()) > 2000 / 24 / 2
+
+
+def test_a_large_jpeg_is_decoded_smaller_but_not_below_the_side_asked_for(own_voc):
+    scene = np.kron(np.arange(48, dtype=np.uint8).reshape(6, 8, 1) * [5, 3, 1], np.ones((100, 100, 1)))
+    Image.fromarray(scene.astype(np.uint8)).save(own_voc / "JPEGImages" / "large.jpg", quality=95)
+    whole = read_image(own_voc, "large")
+    for side, factor in ((601, 1), (301, 1), (300, 2), (150, 4), (75, 8), (1, 8)):
+        pixels, size = read_reduced(own_voc, "large", side)
+        assert size == (600, 800) and pixels.shape == (600 // factor, 800 // factor, 3)
+        middles = pixels[50 // factor :: 100 // factor, 50 // factor :: 100 // factor].astype(int)
+        assert np.abs(middles[:6, :8] - whole[50::100, 50::100]).max() <= 4
+
+
 def test_affinity_labels_by_hand():
     # One row of six cells, classes background and 7; pooled scores of (background, 7) at low and at high power.
     low = [(0.2, 0.8), (0.6, 0.4), (0.9, 0.1), (0.0, 0.0), (0.3, 0.7), (4e-6, 9e-6)]
@@ -158,11 +199,14 @@ CROP = 64
 
 @pytest.fixture
 def seeds(own_voc, tmp_path):
-    """Stores in which knowledge and advice of each image are vertical stripes that hold every present class."""
+    """Stores in which knowledge and advice of each image are random maps that hold every present class."""
     ids = read_ids(own_voc, "train")
     rng = np.random.default_rng(0)
     for image_id in ids:
-        size = read_image(own_voc, image_id).shape[:2]
+        image = read_image(own_voc, image_id)
+        # As a PNG, which is always decoded whole.
+        Image.fromarray(image).save(own_voc / "JPEGImages" / f"{image_id}.jpg", format="PNG")
+        size = image.shape[:2]
         classes = np.flatnonzero(read_present(own_voc, image_id))
         for kind in ("psa", "crf"):
             maps = rng.random((len(classes), *size)).astype(np.float32) ** 4
@@ -270,7 +314,8 @@ def test_jitter_acts_on_the_networks_image_but_not_on_the_crfs(seeds):
     smooth(seeds)
     torch.manual_seed(0)
     sample = samples(seeds, (64, 64))[0]
-    small = resized(sample["image"], (16, 16)).movedim(0, -1)
+    image = jittered(sample["image"][None], [sample["order"]], sample["factors"][None])[0]
+    small = resized(image, (16, 16)).movedim(0, -1)
     assert (small - sample["small"].float()).abs().max() > 5
     assert sample["small"][..., 2].float().max() <= 1
 
@@ -284,7 +329,8 @@ def test_without_sides_nothing_is_random_unless_the_released_way_is_asked_for(se
     assert "d_k" not in first[0]
     unique = {sample["small"].numpy().tobytes() for sample in first}
     assert unique == {plain_small(seeds, flip).tobytes() for flip in (False, True)}
-    assert len({sample["image"].numpy().tobytes() for sample in first}) == len(first)
+    assert "order" not in samples(seeds)[0]
+    assert len({tuple(sample["factors"].tolist()) for sample in first}) == len(first)
 
 
 def plain_small(seeds, flip):

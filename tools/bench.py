@@ -24,7 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.demo import draw
@@ -33,18 +33,20 @@ from datasets.files import atomic_write
 from datasets.labels import save_differences, save_maps, store_path
 from datasets.pictures import write_photo
 from datasets.training_sets import SeedSamples, as_tensor
-from datasets.transforms import normalise
+from datasets.transforms import draw_jitter, normalise
 from datasets.voc import CLASSES, IGNORE, image_path, mask_path, open_image, read_ids, read_image, read_mask
+from models.affinity import random_walk
 from models.crf import CrfWorkers, dense_crf, masks_after_crf
 from models.exact_crf import exact_crf, exact_masks
 from models.segmentation import masked_prediction, multiscale_probabilities
 from models.steps import DynamicStep, StaticStep
-from modes.networks import build, freeze_for_ssdd, optimisers_of
+from modes.networks import build, freeze_for_ssdd, network_input, optimisers_of
 from tools import config as settings
 from tools import distributed
+from tools.bench_labels import dense_walk, scene, walk_inputs
 from tools.config import Config
 
-ROWS = ("peak", "step0", "step2", "precompute", "evaluation", "crf", "loader")
+ROWS = ("peak", "step0", "step2", "precompute", "evaluation", "crf", "labels", "loader")
 VOC_IMAGES = 10_582
 VOC_SIZE = (375, 500)
 BEGIN, END = "<!-- tables of tools.bench -->", "<!-- end of tables -->"
@@ -123,7 +125,7 @@ def peak_rows(config: Config, device: torch.device, repeats: int) -> Iterator[di
         yield row(f"measured peak, {name}, bfloat16", times["fast"], flop / 1e12, "TFLOP/s", base)
 
 
-def training_batch(config: Config, device: torch.device, dynamic: bool) -> dict[str, Tensor]:
+def training_batch(config: Config, device: torch.device) -> dict:
     """A batch as the loader makes it, of as many images as the device has cases for."""
     cases = [case(config, n, config.crop) for n in range(config.bn)]
     small = [case(config, n, config.crop // 4) for n in range(config.bn)]
@@ -131,14 +133,21 @@ def training_batch(config: Config, device: torch.device, dynamic: bool) -> dict[
     for n, (_, _, labels) in enumerate(small):
         present[n, labels] = 1
     masks = torch.stack([torch.from_numpy(labels[p.argmax(0)]) for _, p, labels in small])
+    orders, factors = zip(*(draw_jitter() for _ in cases), strict=True)
     batch = {
+        "factors": torch.stack(factors),
         "image": torch.stack([as_tensor(image) for image, _, _ in cases]),
         "present": present,
         "knowledge": masks,
         "advice": masks.roll(2, -1),
         "small": torch.from_numpy(np.stack([image for image, _, _ in small])),
     }
-    return {key: value.to(device) for key, value in batch.items()}
+    return {"order": orders} | {key: value.to(device) for key, value in batch.items()}
+
+
+def plain(config: Config) -> tuple[Config, torch.memory_format]:
+    """Config and layout of the baselines."""
+    return replace(config, precision="float32", compile=False), torch.contiguous_format
 
 
 def trainer(
@@ -146,7 +155,7 @@ def trainer(
 ) -> Callable[[], None]:
     """One whole training step of mode 0 or 2 as a function; not `fast`: plain eager float32 in NCHW."""
     torch.manual_seed(config.seed)
-    layout = distributed.memory_format(device, config.width) if fast else torch.contiguous_format
+    config, layout = (config, distributed.memory_format(device, config.width)) if fast else plain(config)
     segmentation, ddnet = build(config, dynamic)
     how = config.integration()
     if dynamic:
@@ -156,13 +165,13 @@ def trainer(
     step.to(device, memory_format=layout)
     freeze_for_ssdd(step, step.segmentation)
     optimisers = optimisers_of(step, config)
-    batch = training_batch(config, device, dynamic)
+    batch = training_batch(config, device)
 
     def run() -> None:
         for optimiser in optimisers:
             optimiser.zero_grad(set_to_none=True)
-        with distributed.autocast(device, config.precision if fast else "float32"):
-            x = normalise(batch["image"]).contiguous(memory_format=layout)
+        with distributed.autocast(device, config.precision):
+            x = network_input(batch, layout)
             masks = (batch["small"], batch["knowledge"]) if dynamic else (batch["knowledge"], batch["advice"])
             result = step(x, batch["present"], *masks)
         (result.loss_seg + result.loss_dd).backward()
@@ -183,8 +192,7 @@ def step_rows(config: Config, device: torch.device, repeats: int, mode: int) -> 
         if dynamic:
             without = lambda images, logits, present: partial(masked_prediction, logits, present)  # noqa: E731
             functions["without"] = trainer(config, device, True, True, without)
-        plain = partial(masks_after_crf, workers=none, **options)
-        functions["plain"] = trainer(config, device, dynamic, False, plain)
+        functions["plain"] = trainer(config, device, dynamic, False, partial(masks_after_crf, workers=none, **options))
         with FlopCounterMode(display=False) as counter:
             functions["ours"]()
         memory = peak_memory(device, functions["ours"])
@@ -202,11 +210,11 @@ def step_rows(config: Config, device: torch.device, repeats: int, mode: int) -> 
 def precompute_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
     """Mode 1's forward pass."""
     functions = {}
-    batch = training_batch(replace(config, bn=config.eval_batch), device, False)
-    for name, fast in (("ours", True), ("plain", False)):
-        layout = distributed.memory_format(device, config.width) if fast else torch.contiguous_format
-        step = StaticStep(*build(config, False), config.integration()).to(device, memory_format=layout).eval()
-        functions[name] = partial(predict, step, batch, device, config.precision if fast else "float32", layout)
+    batch = training_batch(replace(config, bn=config.eval_batch), device)
+    ours = config, distributed.memory_format(device, config.width)
+    for name, (own, layout) in {"ours": ours, "plain": plain(config)}.items():
+        step = StaticStep(*build(own, False), own.integration()).to(device, memory_format=layout).eval()
+        functions[name] = partial(predict, step, batch, device, own.precision, layout)
     times = timed(device, repeats, **functions)
     base = ("float32, NCHW", times["plain"])
     what = f"mode 1, batch {config.eval_batch}"
@@ -216,7 +224,7 @@ def precompute_rows(config: Config, device: torch.device, repeats: int) -> Itera
 @torch.inference_mode()
 def predict(step: StaticStep, batch: dict, device: torch.device, precision: str, layout: torch.memory_format) -> None:
     with distributed.autocast(device, precision):
-        x = normalise(batch["image"]).contiguous(memory_format=layout)
+        x = network_input({"image": batch["image"]}, layout)
         step.predict(x, batch["present"], batch["knowledge"], batch["advice"])
 
 
@@ -226,8 +234,8 @@ def evaluation_rows(config: Config, device: torch.device, repeats: int) -> Itera
     layout = distributed.memory_format(device, config.width)
     image, _, _ = case(config, 0, config.eval_size)
     x = normalise(as_tensor(image)[None].to(device))
-    plain, _ = build(config, False)
-    plain.to(device).eval()
+    slow, _ = build(plain(config)[0], False)
+    slow.to(device).eval()
     fast, _ = build(config, False)
     fast.to(device, memory_format=layout).eval()
 
@@ -241,7 +249,7 @@ def evaluation_rows(config: Config, device: torch.device, repeats: int) -> Itera
         for scale in config.eval_scales:
             scaled = nn.functional.interpolate(x, [int(s * scale) for s in size], mode="bilinear")
             for view in (scaled, scaled.flip(-1)):
-                logits = nn.functional.interpolate(plain.main_logits(view), scale_factor=8, mode="bilinear")
+                logits = nn.functional.interpolate(slow.main_logits(view), scale_factor=8, mode="bilinear")
                 nn.functional.interpolate(torch.softmax(logits, 1), size, mode="bilinear")
 
     times = timed(device, repeats, ours=ours, plain=one_by_one)
@@ -314,6 +322,13 @@ def crf_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dic
     yield row(f"CRF of evaluation, {VOC_SIZE[1]}×{VOC_SIZE[0]}, pydensecrf, one thread", once, 1, "images/s")
 
 
+def labels_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
+    """PSA's random walk on an image of VOC's size; tools.bench_labels has the other stages of the label chain."""
+    pairs, maps = (t.to(device) for t in walk_inputs(*scene()))
+    times = timed(device, repeats, ours=lambda: random_walk(pairs, maps), plain=lambda: dense_walk(pairs, maps))
+    yield row("random walk, 500×375", times["ours"], 1, "images/s", ("dense power", times["plain"]))
+
+
 def loader_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
     """Samples of mode 2 made by one process in one thread, against decoding the JPEGs alone."""
     threads, count = torch.get_num_threads(), 8
@@ -360,6 +375,7 @@ def measure(config: Config, device: torch.device, repeats: int, only: list[str])
         "precompute": precompute_rows,
         "evaluation": evaluation_rows,
         "crf": crf_rows,
+        "labels": labels_rows,
         "loader": loader_rows,
     }
     for name in only:

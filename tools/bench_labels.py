@@ -92,12 +92,17 @@ def dense_walk(pairs: Tensor, maps: Tensor) -> Tensor:
     return (maps.flatten(2)[0] @ step).view(maps.shape)
 
 
-def walk_figures(image: np.ndarray, cams: np.ndarray) -> tuple[Tensor, list[tuple[str, str, bool]]]:
-    """The random walk on affinities of colour: its result K×h×w and rows (what, figure, reached)."""
+def walk_inputs(image: np.ndarray, cams: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Affinities of colour and pooled maps 1×K×h×w, which the random walk takes."""
     # 448 channels as AffinityNet's features have; made of the colours, so that the walk stops at edges.
     colours = pool_to_cells(normalise(as_tensor(image)[None]))
     features = 4 * colours.repeat(1, 150, 1, 1)[:, :448]
-    pairs, maps = pair_affinities(features), pool_to_cells(seed_maps(torch.from_numpy(cams)))[None]
+    return pair_affinities(features), pool_to_cells(seed_maps(torch.from_numpy(cams)))[None]
+
+
+def walk_figures(image: np.ndarray, cams: np.ndarray) -> tuple[Tensor, list[tuple[str, str, bool]]]:
+    """The random walk on affinities of colour: its result K×h×w and rows (what, figure, reached)."""
+    pairs, maps = walk_inputs(image, cams)
     # In this order: peak memory only ever grows.
     sparse_memory = growth(lambda: random_walk(pairs, maps))
     dense_memory = growth(lambda: dense_walk(pairs, maps))

@@ -27,7 +27,10 @@ _LARGEST_FILE = 1 << 36
 _PICKLES_OF_OLD_FILES = 5  # a magic number, a version, the system, the content, the storages' keys
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Where and on what a training ran says nothing about its network: without them the same training gives the same file.
-_NOT_KEPT = ("voc_root", "out", "weights", "fresh", "device", "workers", "crf_workers", "submit", "checkpoint_every")
+_NOT_KEPT = (
+    *("voc_root", "out", "weights", "fresh", "device", "compile", "workers", "crf_workers", "submit"),
+    "checkpoint_every",
+)
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:

@@ -51,6 +51,7 @@ class Config:
     precision: str = _f(
         "auto", "of the networks; auto: bfloat16 where the device computes in it", ("auto", "float32", "bfloat16")
     )
+    compile: bool = _f(False, "compile the backbone (torch.compile); its first step takes minutes")
     seed: int = _f(0, "of initial weights, data order, augmentation and dropout")
     workers: int = _f(4, "processes a GPU that load data, and as many that run CRFs; no more than cores; 0: none")
     crf_workers: bool = _f(True, "run the training step's CRFs (pydensecrf) in worker processes (pays from 112×112 on)")

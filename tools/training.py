@@ -42,10 +42,10 @@ def poly_rate(base: float, epochs: int, power: float) -> Callable[[float], float
 
 
 def sgd(groups: list[tuple[list[nn.Parameter], float]], momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Plain SGD over (parameters, factor on the learning rate); frozen parameters are left out."""
+    """SGD over (parameters, factor on the learning rate); frozen parameters are left out."""
     chosen = [{"params": [p for p in parameters if p.requires_grad], "factor": factor} for parameters, factor in groups]
     return torch.optim.SGD(
-        [group for group in chosen if group["params"]], lr=0, momentum=momentum, weight_decay=weight_decay
+        [group for group in chosen if group["params"]], lr=0, momentum=momentum, weight_decay=weight_decay, fused=True
     )
 
 
@@ -288,4 +288,3 @@ def look(unseen: list[Figures], title: str) -> dict[str, float]:
                 "the last checkpoint is kept. Try a smaller --lr or --precision float32"
             )
     return dict(zip(names, values.mean(dim=0).tolist(), strict=True))
-
