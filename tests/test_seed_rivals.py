@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 
 import main_ssdd
-from datasets.labels import SeedMaps
-from datasets.voc import mask_path, read_ids, read_mask, write_mask
+from datasets.labels import SeedMaps, load_differences, load_maps, store_path
+from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
 from tools import seed_rivals
 from tools.eval_masks import evaluate
 from tools.metrics import mean_and_spread
-from tools.seed_rivals import RULES, area_under_roc, choices, share_of_gap
+from tools.seed_rivals import RULES, area_under_roc, choices, overrules, share_of_gap
 
 
 def test_every_rule_by_hand():
@@ -54,6 +55,12 @@ def test_area_under_roc_is_the_share_of_ordered_pairs():
     assert area_under_roc(histograms[0], np.zeros(8)) is None
 
 
+def test_the_maps_overrule_the_bias_where_they_turn_its_choice():
+    score = np.array([-0.5, -0.4, -0.3, 0.3, 0.5])
+    assert overrules(score, 0.4).tolist() == [True, False, False, False, False]
+    assert overrules(score, -0.4).tolist() == [False, False, False, False, True]
+
+
 def test_mean_and_spread():
     assert mean_and_spread([0.5]) == "50.0"
     assert mean_and_spread([0.5, 0.6, 0.7]) == "60.0 ± 10.0"
@@ -79,12 +86,30 @@ def test_figures_of_a_run_are_those_of_its_masks(own_run, tmp_path, capsys):
     # The oracle loses nowhere: every pixel that any rule has right, it has right.
     assert set(result["images"]) == set(ids)
     assert result["pixels"]["static SSDD"] <= result["pixels"]["PSA right"] + result["pixels"]["PSA+CRF right"]
+    assert result["change"] == [pytest.approx(area, abs=0.003) for area in areas(own_run, ids)]
     for half in ("first", "second"):
         sweep = result["bias"][f"sweep_of_{half}_half"]
         part = ids[0::2] if half == "first" else ids[1::2]
         assert sweep["0.4"] == pytest.approx(evaluate(folders["static SSDD"], own_run.voc_root, part)["miou"])
     said = capsys.readouterr().out
     assert f"{own_run.out} (seed 0)" in said and "demo preset, train, 6 images, 1 runs" in said
+
+
+def areas(config, ids):
+    """How often a pixel where the masks differ has the larger d than one where they agree, of both maps."""
+    values, differs = [], []
+    for image_id in ids:
+        k, a = (
+            load_maps(store_path(config.labels_folder(kind), image_id)).maps.argmax(0)
+            for kind in ("out_aff", "out_aff_crf")
+        )
+        d = np.stack(load_differences(store_path(config.precompute_folder(), image_id)))
+        d = torch.nn.functional.interpolate(torch.from_numpy(d)[None], k.shape, mode="bilinear")[0]
+        seen = read_mask(mask_path(config.voc_root, image_id)) != IGNORE
+        values.append(d[:, torch.from_numpy(seen)].numpy())
+        differs.append((k != a)[seen])
+    values, differs = np.concatenate(values, axis=1), np.concatenate(differs)
+    return [(rankdata(v)[differs].mean() - (differs.sum() + 1) / 2) / (~differs).sum() for v in values]
 
 
 def test_the_sweep_is_what_mode_1_makes_with_that_bias(own_run, tmp_path):

@@ -66,7 +66,8 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     Returns:
         "rules": {rule: {"miou", "iou": {class: float or None}}}, "images": {id: {rule: mean IoU of its classes}},
         "share_of_gap", "pixels" (how often which mask is right where they differ, and what each rule makes of it),
-        "detection" (area under the ROC curve of σ(d_K) − σ(d_A) as a sign that the advice is right), "bias".
+        "change" (area under the ROC curve of d_K and of d_A as a sign that the masks differ), "detection" (that of
+        σ(d_K) − σ(d_A) as a sign that the advice is right), "bias".
 
     Raises:
         InputError: a map or mask is missing, damaged or of another size than its true mask.
@@ -74,11 +75,12 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     folder = out / "precompute" / modelid
     runs.need(folder / "config.json", "python main_ssdd.py --mode=1")
     stored = runs.read_config(folder / "config.json")
+    used_bias = stored["seed_bias"] if stored["bias_favours"] == "advice" else -stored["seed_bias"]
     names = class_names(root)
     counts = dict.fromkeys(RULES, 0)
     halves = [dict.fromkeys(BIASES, 0) for _ in range(2)]
-    pixels = dict.fromkeys(("differ", "PSA right", "PSA+CRF right", *COMPARED), 0)
-    histograms = np.zeros((2, BINS))
+    pixels = dict.fromkeys(("differ", "PSA right", "PSA+CRF right", *COMPARED, "bias overruled"), 0)
+    changes, histograms = np.zeros((2, 2, BINS)), np.zeros((2, BINS))
     images = {}
     for place, image_id in enumerate(ids):
         truth = read_mask(mask_path(root, image_id), len(names))
@@ -109,7 +111,12 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         d_k, d_a = (
             resize(torch.from_numpy(d)[None, None], truth.shape) for d in load_differences(store_path(folder, image_id))
         )
-        score = (torch.sigmoid(d_k) - torch.sigmoid(d_a))[0, 0].numpy()
+        predicted = [torch.sigmoid(d)[0, 0].numpy() for d in (d_k, d_a)]
+        for histogram, change in zip(changes, predicted, strict=True):
+            for row, where in enumerate(((k == a) & (truth != IGNORE), differ)):
+                histogram[row] += np.histogram(change[where], BINS, (0, 1))[0]
+        score = predicted[0] - predicted[1]
+        pixels["bias overruled"] += int(overrules(score[differ], used_bias).sum())
         for row, right in enumerate((right_k, right_a)):
             histograms[row] += np.histogram(score[right], BINS, (-1, 1))[0]
         # Only where the masks differ does the bias matter.
@@ -126,10 +133,16 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         "rules": figures,
         "share_of_gap": share_of_gap({rule: f["miou"] for rule, f in figures.items()}),
         "pixels": pixels,
+        "change": [area_under_roc(*histogram) for histogram in changes],
         "detection": area_under_roc(*histograms),
         "bias": chosen_bias(halves) if len(ids) > 1 else None,
         "images": images,
     }
+
+
+def overrules(score: np.ndarray, bias: float) -> np.ndarray:
+    """Where σ(d_K) − σ(d_A) decides otherwise than the bias would alone; flags and background term left aside."""
+    return (score + bias >= 0) != (bias >= 0)
 
 
 def by_class(names: tuple[str, ...], values: np.ndarray) -> dict[str, float | None]:
@@ -176,6 +189,8 @@ def as_markdown(results: dict[str, dict], seen: str) -> str:
         shown = [r["pixels"][name] / r["pixels"]["differ"] if r["pixels"]["differ"] else None for r in judged]
         label = name if "right" in name else f"{name} right"
         lines.append(f"| {label} | {mean_and_spread(shown)} |")
+    shown = [r["pixels"]["bias overruled"] / max(r["pixels"]["differ"], 1) for r in judged]
+    lines.append(f"| the difference maps overrule the bias | {mean_and_spread(shown)} |")
     lines += ["", "| images in which, by the mean IoU of their classes | % |", "|---|---|"]
     for label, holds in IMAGES.items():
         shown = [
@@ -183,12 +198,13 @@ def as_markdown(results: dict[str, dict], seen: str) -> str:
             for r in judged
         ]
         lines.append(f"| {label} | {mean_and_spread(shown)} |")
+    change = [mean_and_spread([r["change"][n] for r in judged]) for n in range(2)]
     detection = mean_and_spread([r["detection"] for r in judged])
     lines += [
         "",
-        "Area under the ROC curve of σ(d_K) − σ(d_A) as a sign that the CRF is right (50: it knows nothing): ",
+        "Area under the ROC curve (50: it knows nothing) of the difference maps as a sign that PSA and PSA+CRF differ: "
+        f"d_K {change[0]}, d_A {change[1]}; of σ(d_K) − σ(d_A) as a sign that the CRF is right: {detection}.",
     ]
-    lines[-1] += f"{detection}."
     for out, r in results.items():
         if r["bias"]:
             best = r["bias"]["best_on_first_half"]
