@@ -121,6 +121,13 @@ def random_walk(pairs: Tensor, maps: Tensor, power: float = 8, log_steps: int = 
     # Work this small gains nothing from a second thread, and loses much by waiting for it where the cores are busy.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        return _walk(pairs, maps, power, 2**log_steps)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _walk(pairs: Tensor, maps: Tensor, power: float, steps: int) -> Tensor:
     affinity = affinity_matrix(pairs.double(), maps.shape[-2:], power)
     degree = torch.sparse.sum(affinity, dim=1).to_dense()
     # T's columns sum to one and A is symmetric, so V·T transposed is (A/degree as rows)·Vᵀ.
@@ -133,13 +140,12 @@ def random_walk(pairs: Tensor, maps: Tensor, power: float = 8, log_steps: int = 
         step = step.to_sparse_csr()
     start = maps.double().movedim(1, -1).flatten(0, 2).contiguous()
     # T's eigenvalues lie in −1…1, where Chebyshev polynomials stay in −1…1: T^256 takes 84 products instead of 256.
-    weights = chebyshev_weights(2**log_steps)
+    weights = chebyshev_weights(steps)
     before, now = start, step @ start
     walked = weights[0] * before + weights[1] * now
     for weight in weights[2:]:
         before, now = now, 2 * (step @ now) - before
         walked += weight * now
-    torch.set_num_threads(threads)
     images, classes, height, width = maps.shape
     return walked.view(images, height, width, classes).movedim(-1, 1).to(maps.dtype)
 

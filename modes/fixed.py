@@ -11,6 +11,7 @@ from datasets.errors import InputError
 from datasets.labels import store_path
 from datasets.training_sets import FixedSeedSamples
 from datasets.voc import IGNORE, class_names, mask_path, read_ids
+from models.ssdd import per_process_share
 from modes.networks import build, freeze_for_ssdd, network_input, segmentation_optimiser, start_from_classifier
 from script.make_pages import refresh
 from tools import checkpoint, distributed, runs
@@ -42,7 +43,8 @@ def run(config: Config) -> None:
     def losses(batch: dict) -> tuple[dict, dict]:
         with distributed.autocast(device, config.precision):
             logits = parallel(network_input(batch, layout)).main.logits
-        return {"loss_seg": F.cross_entropy(logits, batch["seed"], ignore_index=IGNORE)}, {}
+        known = per_process_share((batch["seed"] != IGNORE).sum()).clamp(min=1)
+        return {"loss_seg": F.cross_entropy(logits, batch["seed"], ignore_index=IGNORE, reduction="sum") / known}, {}
 
     def after_epoch(epoch: int, history: History | None) -> None:
         if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):

@@ -167,6 +167,7 @@ def test_failed_command_is_named_with_its_log(tmp_path):
 def test_numbers_that_cannot_work(flag, own_voc, tmp_path, capsys):
     flags = [*as_flags(tiny(own_voc, tmp_path / "study")), flag]
     assert "--seeds" in refused(study.main, flags, tmp_path / "study", capsys)
+    assert "--epochs" in refused(study.main, [*flags, "--epochs=1"], tmp_path / "study", capsys)
 
 
 def test_too_few_images(tmp_path, capsys):

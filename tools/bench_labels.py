@@ -9,7 +9,6 @@ time. --width=0.125 makes the networks narrow, for a quick look at the rest.
 
 import argparse
 import io
-import resource
 import statistics
 import sys
 import tempfile
@@ -77,10 +76,20 @@ def medians(functions: list[Callable[[], object]], repeats: int) -> list[tuple[f
 
 
 def growth(function: Callable[[], object]) -> float:
-    """MB by which the process's peak memory grows while `function` runs."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """MB by which the process's memory is larger than before at its peak while `function` runs; nan but on Linux."""
+    if not Path("/proc/self/clear_refs").exists():
+        function()
+        return float("nan")
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+    before = memory("VmRSS")
     function()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (memory("VmHWM") - before) / 1e6
+
+
+def memory(what: str) -> int:
+    """This process's VmRSS (now) or VmHWM (at most), bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
 def dense_walk(pairs: Tensor, maps: Tensor) -> Tensor:
@@ -103,7 +112,6 @@ def walk_inputs(image: np.ndarray, cams: np.ndarray) -> tuple[Tensor, Tensor]:
 def walk_figures(image: np.ndarray, cams: np.ndarray) -> tuple[Tensor, list[tuple[str, str, bool]]]:
     """The random walk on affinities of colour: its result K×h×w and rows (what, figure, reached)."""
     pairs, maps = walk_inputs(image, cams)
-    # In this order: peak memory only ever grows.
     sparse_memory = growth(lambda: random_walk(pairs, maps))
     dense_memory = growth(lambda: dense_walk(pairs, maps))
     (sparse, _), (dense, _) = medians([lambda: random_walk(pairs, maps), lambda: dense_walk(pairs, maps)], 5)

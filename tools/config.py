@@ -54,7 +54,7 @@ class Config:
     compile: bool = _f(False, "compile the backbone (torch.compile); its first step takes minutes")
     seed: int = _f(0, "of initial weights, data order, augmentation and dropout")
     workers: int = _f(4, "processes a GPU that load data, and as many that run CRFs; no more than cores; 0: none")
-    crf_workers: bool = _f(True, "run the training step's CRFs (pydensecrf) in worker processes (pays from 112×112 on)")
+    crf_workers: bool = _f(True, "run the training step's pydensecrf in worker processes while the network goes on")
 
     # Networks
     width: float = _f(1.0, "factor on all numbers of channels; 1 = published")
@@ -102,7 +102,7 @@ class Config:
     # Dense CRF
     crf: str = _f(
         "pydensecrf",
-        "of the training step: pydensecrf (released program), or exact, on the device (pays on GPUs; ours)",
+        "of the training step: pydensecrf (released program), or exact, on the device, meant for GPUs (ours)",
         ("pydensecrf", "exact"),
     )
     crf_train: int = _f(3, "iterations in the training step (released program)")

@@ -36,6 +36,8 @@ def start(device: str) -> torch.device:
         raise InputError(f"--device={device} cannot be used here: {str(error).splitlines()[0]}") from None
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+        # torch's default computes float32 convolutions in TensorFloat-32, which keeps 10 bits of the mantissa.
+        torch.backends.cudnn.allow_tf32 = False
     if several and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         global _talk

@@ -88,10 +88,11 @@ def as_markdown(found: dict, configs: list[dict], outs: list[Path], splits: list
         "|---|---|---|---|---|---|---|",
     ]
     for row in NETWORK:
-        used = max((len(found[column].get(row, {})) for column in found), default=0)
+        counts = sorted({len(found[column][row]) for column in found if found[column].get(row)})
+        number = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(sum(counts))
         cells = [cell(found[column].get(row)) for column in found]
         published = [str(table.get(row, "–")) for table in (PUBLISHED_RAW, PUBLISHED_NETWORK)]
-        lines.append(f"| {row} | {' | '.join([*cells, str(used), *published])} |")
+        lines.append(f"| {row} | {' | '.join([*cells, number, *published])} |")
     lines += [
         "",
         "Network + CRF, class by class. PSA: trained on PSA seeds here; as published, PSA's own network.",

@@ -157,7 +157,7 @@ def share_of_gap(figures: dict[str, float]) -> float | None:
 
 
 def area_under_roc(negative: np.ndarray, positive: np.ndarray) -> float | None:
-    """Probability that a pixel where the advice is right scores above one where the knowledge is, from histograms."""
+    """Probability that a pixel of the positive histogram scores above one of the negative; None if one is empty."""
     if not negative.sum() or not positive.sum():
         return None
     below = np.concatenate([[0], np.cumsum(negative)[:-1]])
@@ -165,7 +165,7 @@ def area_under_roc(negative: np.ndarray, positive: np.ndarray) -> float | None:
 
 
 def chosen_bias(halves: list[dict[float, np.ndarray]]) -> dict:
-    """The bias that is best on one half of the images, and its mIoU on the other half beside the best single mask's."""
+    """The bias that is best on one half of the images, and the mIoU of every bias on each half."""
     figures = [{bias: mean_iou(count) for bias, count in half.items()} for half in halves]
     best = max(BIASES, key=lambda bias: figures[0][bias])
     return {"best_on_first_half": best, "sweep_of_first_half": figures[0], "sweep_of_second_half": figures[1]}

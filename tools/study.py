@@ -7,7 +7,7 @@ lists are made in <out>/VOC2012, which links to --voc-root. Seeds share what a d
 chain a seed, one mode 0 for all differences that begin later, one mode 1 for those of mode 2. Runs go side by side,
 each on one thread. Interrupted, the same command goes on where it stopped. Ends with study.md and study.json, and with
 the tables of tools.seed_rivals (rivals.md) and tools.paper_tables (tables/) of the recipe's own runs. All flags of
-main_ssdd.py hold.
+main_ssdd.py hold, but for those of one stage alone.
 """
 
 import contextlib
@@ -37,6 +37,8 @@ from tools.metrics import mean_and_spread
 
 BASE = "base"  # modelid of the runs with the recipe as it is
 HELD_OUT = 5  # every fifth image
+EVERY_EPOCH = ("--checkpoint-epochs=1",)  # of mode 0 is kept: mode 1 may take an earlier one (difference 8)
+OF_ONE_STAGE = ("epochs", "fresh", "modelid", "seed_source", "split", "submit")
 LABELS = ("train_cls", "make_cam_labels", "train_aff", "make_aff_labels")
 
 
@@ -97,8 +99,7 @@ def jobs(config: Config, seeds: int, variant_seeds: int) -> list[Job]:
             ["-m", f"prepare_labels.{step}", *flags(own), *(start if step == "train_cls" else [])] for step in LABELS
         ]
         base = f"seed{seed} labels and static"
-        # Every epoch is kept: difference 8 takes an earlier one.
-        bases.append(Job(base, own, [*chain, mode(0, own, "--checkpoint-epochs=1"), mode(1, own)], ""))
+        bases.append(Job(base, own, [*chain, mode(0, own, *EVERY_EPOCH), mode(1, own)], ""))
         if seed >= config.seed + variant_seeds:
             continue
         rest.append(Job(f"seed{seed} {BASE}", own, [mode(2, own), mode(3, own)], base))
@@ -107,7 +108,8 @@ def jobs(config: Config, seeds: int, variant_seeds: int) -> list[Job]:
             rest.append(Job(f"seed{seed} fixed {source}", replace(own, seed_source=source), fixed, base))
         for name, variant in variants(config).items():
             other = replace(own, modelid=name, **variant.fields)
-            rest.append(Job(f"seed{seed} {name}", other, [mode(n, other) for n in range(variant.first, 4)], base))
+            commands = [mode(n, other, *(EVERY_EPOCH if n == 0 else ())) for n in range(variant.first, 4)]
+            rest.append(Job(f"seed{seed} {name}", other, commands, base))
     return bases + rest
 
 
@@ -303,6 +305,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (default: 2)")
     settings.add_flags(parser)
     arguments = parser.parse_args(argv)
+    given = [f"--{name}" for name in OF_ONE_STAGE if name in vars(arguments)]
+    if given:
+        raise InputError(f"{given[0]}: the study sets it itself; give the schedule with --static_epochs and the like")
     if not 1 <= arguments.variant_seeds <= arguments.seeds or arguments.jobs < 1:
         raise InputError("--jobs and --variant-seeds must be 1 or more, --seeds at least as many as --variant-seeds")
     config = settings.config_from(arguments)

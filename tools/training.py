@@ -1,4 +1,4 @@
-"""The training loop that modes 0 and 2 and the two label networks share.
+"""The training loop that modes 0, 2 and 4 and the two label networks share.
 
 A run is a function of (Config, data, seed): order and augmentation are seeded by epoch, dropout by step, so a run that
 goes on where it was saved ends where an uninterrupted one does.
@@ -193,6 +193,7 @@ def train(
     at = Standing()
     if state_path.exists():
         at = read_state(state_path, config.epochs, steps, networks, optimisers)
+        at.unseen = [(step, ids, {k: v.to(device) for k, v in figures.items()}) for step, ids, figures in at.unseen]
     main = distributed.rank() == 0
     history = History(folder, at.epoch + at.step / steps, steps) if main else None
     batches = None
