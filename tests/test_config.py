@@ -128,6 +128,7 @@ BAD = {
     "--dynamic_side 600 500": "--dynamic_side",
     "--cls_side 4 500": "--cls_side",
     "--workers=-1": "--workers",
+    "--preset=demo --compile": "--compile",
     "--pictures=-1": "--pictures",
     "--seed=-1": "--seed",
     "--seed=99999999999999999999": "--seed",

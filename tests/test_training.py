@@ -24,6 +24,19 @@ from tools.training import EpochOrder, SeededSamples, cosine_rate, load_batches,
 CPU = torch.device("cpu")
 
 
+@torch.no_grad()
+def test_a_compiled_backbone_is_the_eager_one(tiny_config):
+    config, results = replace(tiny_config, width=0.25), []
+    x = torch.randn(2, 3, 48, 48)
+    for own in (config, replace(config, compile=True)):
+        torch.manual_seed(0)
+        network, _ = networks.build(own, dynamic=False)
+        results.append((network.eval().main_logits(x), *network.state_dict()))
+    (eager, *keys), (compiled, *its_keys) = results
+    assert keys == its_keys and network.encoder._compiled_call_impl is not None
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-3 * float(eager.abs().max()))
+
+
 def test_cosine_rate_by_hand():
     rate = cosine_rate(1e-3, 16)  # R = int(19.2) = 19
     assert rate(0) == pytest.approx(1e-3)

@@ -423,19 +423,26 @@ def table(result: dict) -> str:
     peaks = [statistics.median(r["rates"]) for r in rows if "3×3 convolution" in r["what"]]
     for r in rows:
         median = statistics.median(r["rates"])
-        spread = f"{r['rates'][0]:.3g}" if len(r["rates"]) == 1 else f"{min(r['rates']):.3g} – {max(r['rates']):.3g}"
+        spread = " – ".join(figure(rate) for rate in sorted({min(r["rates"]), max(r["rates"])}))
         base = factor = "–"
         if "baseline" in r:
             plain = statistics.median(r["baseline_rates"])
-            base = f"{r['baseline']}: {plain:.3g}"
+            base = f"{r['baseline']}: {figure(plain)}"
             factor = f"{plain / median if r['unit'] == 'hours' else median / plain:.3g}"
         notes = [r["note"]] if "note" in r else []
         if r.get("memory") is not None:
             notes.append(f"{r['tflop']:.2f} TFLOP a step; peak memory {r['memory']:.1f} GB")
         if r["what"].endswith("arithmetic") and peaks:
             notes.append(f"{100 * median / peaks[0]:.0f} % of the measured bfloat16 convolution")
-        lines.append(f"| {r['what']} | {median:.3g} {r['unit']} | {spread} | {base} | {factor} | {'; '.join(notes)} |")
+        lines.append(
+            f"| {r['what']} | {figure(median)} {r['unit']} | {spread} | {base} | {factor} | {'; '.join(notes)} |"
+        )
     return "\n".join(lines)
+
+
+def figure(x: float) -> str:
+    """Three digits, without an exponent for large numbers."""
+    return f"{x:.3g}" if x < 1000 else f"{x:,.0f}"
 
 
 def update_readme(readme: Path, folder: Path) -> None:

@@ -51,7 +51,7 @@ class Config:
     precision: str = _f(
         "auto", "of the networks; auto: bfloat16 where the device computes in it", ("auto", "float32", "bfloat16")
     )
-    compile: bool = _f(False, "compile the backbone (torch.compile); its first step takes minutes")
+    compile: bool = _f(False, "compile the backbone in modes 0 to 4 (torch.compile); the first step takes minutes")
     seed: int = _f(0, "of initial weights, data order, augmentation and dropout")
     workers: int = _f(4, "processes a GPU that load data, and as many that run CRFs; no more than cores; 0: none")
     crf_workers: bool = _f(True, "run the training step's pydensecrf in worker processes while the network goes on")
@@ -317,6 +317,8 @@ def config_from(arguments: argparse.Namespace) -> Config:
 
 def check(config: Config) -> None:
     """Refuse values that cannot work, by the flag's name."""
+    if config.compile and 64 * config.width < 16:
+        raise InputError("--compile: needs a --width of 0.25 or more; narrower, torch's compiled code crashes on CPUs")
     positive = "bn epochs static_epochs dynamic_epochs cls_epochs cls_batch aff_epochs aff_batch checkpoint_epochs "
     positive += "checkpoint_every "
     positive += "eval_batch width backbone_dilation head_dilation lr cls_lr aff_lr crop eval_size eval_scales "
