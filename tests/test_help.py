@@ -49,13 +49,14 @@ def test_errors_in_the_readme_are_errors_of_the_programs():
 
 def test_links_in_the_documents_lead_somewhere():
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        anchors = {
-            re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-")
-            for line in re.findall(r"^#+ (.+)", text, re.M)
-        }
-        for link in re.findall(r"\]\(([^)]+)\)", text):
-            if link.startswith("#"):
-                assert link[1:] in anchors, link
-            elif not link.startswith("http"):
-                assert (path.parent / link).exists(), link
+        for link in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                file, _, anchor = link.partition("#")
+                target = path.parent / file if file else path
+                assert target.exists(), link
+                assert not anchor or anchor in anchors(target), link
+
+
+def anchors(path):
+    headings = re.findall(r"^#+ (.+)", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in headings}
