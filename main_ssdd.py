@@ -21,9 +21,9 @@ The labels that mode 0 starts from come from prepare_labels (see README.md).
 import dataclasses
 
 from datasets.errors import InputError, program
-from modes import dynamic, evaluate, fixed, precompute, static
-from tools import config as settings
-from tools import distributed
+from engine import distributed
+from modes.ssdd import dynamic, evaluate, fixed, precompute, static
+from settings import config as settings
 
 MODES = {"0": static, "1": precompute, "2": dynamic, "3": evaluate, "4": fixed}
 ALL = "0123"

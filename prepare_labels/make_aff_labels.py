@@ -12,11 +12,15 @@ import numpy as np
 import torch
 
 from datasets.errors import program
-from datasets.labels import save_maps, store_path
-from datasets.training_sets import as_tensor, read_seed
+from datasets.samples.seeds import as_tensor, read_seed
+from datasets.seed_store import save_maps, store_path
 from datasets.transforms import normalise
 from datasets.voc import read_ids, read_image
-from models.affinity import (
+from engine import checkpoint, distributed, runs
+from engine.history import note_pass
+from engine.progress import progress
+from models.crf import CrfKernel, CrfWorkers, dense_crf
+from models.psa.affinity import (
     AffinityNet,
     pad_to_cells,
     pair_affinities,
@@ -25,12 +29,8 @@ from models.affinity import (
     seed_maps,
     unpool_from_cells,
 )
-from models.crf import CrfKernel, CrfWorkers, dense_crf
 from script.make_pages import refresh, refresh_now_and_then
-from tools import checkpoint, distributed, runs
-from tools.config import Config, parse
-from tools.history import note_pass
-from tools.progress import progress
+from settings.config import Config, parse
 
 
 def run(config: Config) -> None:

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from datasets.errors import program
-from datasets.labels import save_maps, store_path
+from datasets.seed_store import save_maps, store_path
 from datasets.transforms import normalise
 from datasets.voc import class_names, read_ids, read_image, read_present
-from models.affinity import seed_maps
-from models.classifier import Classifier, multiscale_cam
+from engine import checkpoint, distributed, runs
+from engine.history import note_pass
+from engine.progress import progress
 from models.crf import CrfKernel, CrfWorkers, dense_crf
+from models.psa.affinity import seed_maps
+from models.psa.classifier import Classifier, multiscale_cam
 from script.make_pages import refresh, refresh_now_and_then
-from tools import checkpoint, distributed, runs
-from tools.config import Config, parse
-from tools.history import note_pass
-from tools.progress import progress
+from settings.config import Config, parse
 
 KINDS = ("out_cam", "out_la_crf", "out_ha_crf")
 

@@ -6,17 +6,17 @@
 import torch
 
 from datasets.errors import program
-from datasets.labels import store_path
-from datasets.training_sets import AffinityLabelSamples
+from datasets.samples.seeds import AffinityLabelSamples
+from datasets.seed_store import store_path
 from datasets.voc import read_ids
-from models.affinity import AffinityNet, affinity_loss, pair_affinities
+from engine import checkpoint, distributed, runs
+from engine.history import History
+from engine.training import poly_rate, sgd, train, wrapped
+from models.psa.affinity import AffinityNet, affinity_loss, pair_affinities
 from models.resnet38 import train_with_frozen_batchnorm
 from prepare_labels.train_cls import freeze_first_blocks, groups
 from script.make_pages import refresh
-from tools import checkpoint, distributed, runs
-from tools.config import Config, parse
-from tools.history import History
-from tools.training import poly_rate, sgd, train, wrapped
+from settings.config import Config, parse
 
 NEW = ("f8_", "f9.")
 

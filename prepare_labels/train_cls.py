@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from datasets.errors import program
-from datasets.training_sets import ImageLabelSamples
+from datasets.samples.seeds import ImageLabelSamples
 from datasets.voc import class_names, read_ids
-from models.classifier import Classifier
+from engine import checkpoint, distributed, runs
+from engine.history import History
+from engine.training import poly_rate, sgd, train, wrapped
+from models.psa.classifier import Classifier
 from models.resnet38 import train_with_frozen_batchnorm
 from script.make_pages import refresh
-from tools import checkpoint, distributed, runs
-from tools.config import Config, parse
-from tools.history import History
-from tools.training import poly_rate, sgd, train, wrapped
+from settings.config import Config, parse
 
 
 def run(config: Config) -> None:

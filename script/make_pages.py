@@ -24,12 +24,12 @@ from PIL import Image
 
 from datasets.errors import InputError, program
 from datasets.files import read_bytes
-from datasets.labels import load_maps, store_path
 from datasets.pictures import scale_colours
+from datasets.seed_store import load_maps, store_path
 from datasets.voc import IGNORE, PALETTE, class_names, image_path, mask_path, read_ids, read_mask
-from tools import history
-from tools.config import Config, parse
-from tools.metrics import confusion, iou
+from engine import history
+from evaluation.metrics import confusion, iou
+from settings.config import Config, parse
 
 PAGES = {
     "index": "The run",

@@ -37,17 +37,18 @@ import torch
 import main_ssdd
 from datasets.demo import make_demo
 from datasets.errors import InputError
-from datasets.labels import load_differences, load_maps, save_differences, save_maps
+from datasets.seed_store import load_differences, load_maps, save_differences, save_maps
 from datasets.voc import class_names, image_size, read_ids, read_image, read_mask, read_present
-from models.classifier import Classifier
-from modes.networks import build
+from engine import checkpoint, history, runs
+from engine.resume import Standing, read_state, weights_are_finite, write_state
+from engine.training import sgd
+from models.psa.classifier import Classifier
+from modes.ssdd.networks import build
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
+from settings.config import voc
 from tests.conftest import as_flags, tiny
-from tools import checkpoint, history, import_images, import_labels, predict, runs
-from tools.config import voc
+from tools import import_images, import_labels, predict
 from tools.convert_weights import MXNET_FILE, read_weights
-from tools.resume import Standing, read_state, weights_are_finite, write_state
-from tools.training import sgd
 from tools.voc import read_sbd_ids
 
 LONGEST, MOST_MEMORY = 10.0, 1 << 30  # seconds, bytes a file

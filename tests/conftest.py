@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from datasets.demo import make_demo
-from tools.config import Config, check, demo, preset
+from settings.config import Config, check, demo, preset
 
 
 @pytest.fixture(scope="session")

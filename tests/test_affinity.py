@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import affinity
+from models.psa import affinity
 
 
 def brute_force_matrix(features: np.ndarray) -> np.ndarray:

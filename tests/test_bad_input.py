@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import main_ssdd
-from datasets.labels import load_maps, save_maps, store_path
-from models.affinity import AffinityNet
-from models.classifier import Classifier
+from datasets.seed_store import load_maps, save_maps, store_path
+from engine.checkpoint import save_weights
+from models.psa.affinity import AffinityNet
+from models.psa.classifier import Classifier
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from tests.conftest import as_flags
 from tools import eval_masks
-from tools.checkpoint import save_weights
 
 
 def mode(number):

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from models.affinity import pair_affinities, pool_to_cells, random_walk, seed_maps
 from models.crf import dense_crf
+from models.psa.affinity import pair_affinities, pool_to_cells, random_walk, seed_maps
 from tools import bench_labels
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from datasets.errors import InputError
-from models.classifier import Classifier
-from models.segmentation import SegmentationNetwork
-from tools.checkpoint import load, load_into, load_state, save, save_weights
+from engine.checkpoint import load, load_into, load_state, save, save_weights
+from models.psa.classifier import Classifier
+from models.ssdd.difference.segmentation import SegmentationNetwork
 
 
 def network(seed=0, width=4):

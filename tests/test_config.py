@@ -11,10 +11,10 @@ import pytest
 
 import main_ssdd
 from datasets.errors import InputError
+from engine.runs import STAGE_FIELDS, claim_folder, finished, numbered
 from prepare_labels import train_cls
+from settings.config import Config, add_flags, check, config_from, demo, parse, preset, voc, with_recipe
 from tests.conftest import as_flags
-from tools.config import Config, add_flags, check, config_from, demo, parse, preset, voc, with_recipe
-from tools.runs import STAGE_FIELDS, claim_folder, finished, numbered
 
 # A value of each field that differs from voc()'s and can work alone.
 OTHER = {

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from datasets.errors import InputError
-from models.classifier import Classifier
-from models.segmentation import SegmentationNetwork
-from tools.checkpoint import load_into, load_state
+from engine.checkpoint import load_into, load_state
+from models.psa.classifier import Classifier
+from models.ssdd.difference.segmentation import SegmentationNetwork
 from tools.convert_weights import main, read_mxnet
 
 GOLDEN = Path(__file__).parent / "golden"

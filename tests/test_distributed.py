@@ -10,8 +10,8 @@ import torch
 
 import main_ssdd
 from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
+from engine import checkpoint, distributed
 from tests.conftest import as_flags
-from tools import checkpoint, distributed
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,9 +7,9 @@ import torch
 import main_ssdd
 from models.crf import CrfKernel, CrfWorkers, dense_crf, masks_after_crf
 from models.exact_crf import BilateralFilter, exact_crf, exact_masks
+from settings.config import demo, voc, with_recipe
 from tests.conftest import as_flags
 from tests.test_crf import brute_force_crf
-from tools.config import demo, voc, with_recipe
 
 # Weaker than published, so that marginals stay away from 0 and 1 and an error would show.
 SOFT = CrfKernel(gaussian_sxy=2, gaussian_weight=0.3, bilateral_sxy=9, bilateral_srgb=20, bilateral_weight=0.6)
@@ -114,7 +114,7 @@ def test_config_chooses(own_run, monkeypatch):
         shapes.append(tuple(images.shape))
         return exact_masks(images, logits, *arguments, **options)
 
-    monkeypatch.setattr("modes.dynamic.exact_masks", recorded)
+    monkeypatch.setattr("modes.ssdd.dynamic.exact_masks", recorded)
     flags = [*as_flags(own_run), "--fresh"]
     main_ssdd.main(["--mode=2", *flags])
     assert not shapes

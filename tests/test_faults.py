@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 
 import main_ssdd
 from datasets.errors import InputError
+from engine import checkpoint, distributed, runs
+from engine.training import load_batches
 from models.crf import CrfWorkers
+from settings.config import demo
 from tests.conftest import as_flags
 from tests.test_training import CPU, Numbers
-from tools import checkpoint, distributed, runs
-from tools.config import demo
-from tools.training import load_batches
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,7 +108,7 @@ def die() -> None:
 
 
 def test_a_crf_process_that_dies_is_one_line(own_run, monkeypatch, capsys):
-    monkeypatch.setattr("modes.evaluate.write_masks", lambda *_: None)
+    monkeypatch.setattr("modes.ssdd.evaluate.write_masks", lambda *_: None)
 
     def queue(self, function, /, *arguments):
         self.submit(die).result()

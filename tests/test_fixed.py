@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 import main_ssdd
-from datasets.labels import store_path
-from datasets.training_sets import FixedSeedSamples, SeedSamples
+from datasets.samples.seeds import FixedSeedSamples, SeedSamples
+from datasets.seed_store import store_path
 from datasets.voc import read_ids, read_mask, write_mask
+from engine import checkpoint, runs
+from settings.config import SEED_SOURCES
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
-from tools import checkpoint, runs
-from tools.config import SEED_SOURCES
 from tools.eval_masks import evaluate
 
 

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 from datasets.errors import InputError
-from datasets.labels import load_differences, load_maps, save_differences, save_maps
+from datasets.seed_store import load_differences, load_maps, save_differences, save_maps
 from datasets.voc import class_names, image_size, open_image, read_ids, read_image, read_mask, read_present
+from engine import checkpoint, history, runs
+from engine.pickles import refuse_endless_keys
 from script import make_pages
-from tools import checkpoint, history, import_images, import_labels, runs
-from tools.config import Config, demo
-from tools.pickles import refuse_endless_keys
+from settings.config import Config, demo
+from tools import import_images, import_labels
 
 
 def refused(read, path, reason=""):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.labels import load_maps
+from datasets.seed_store import load_maps
 from tools.import_labels import main
 
 SIZE = (20, 26)

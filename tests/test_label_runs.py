@@ -23,13 +23,13 @@ import torch
 from datasets.demo import make_demo
 from datasets.files import PARTIAL
 from datasets.voc import CLASSES
-from models.affinity import AffinityNet
-from models.classifier import Classifier
+from engine import distributed, history
+from engine.checkpoint import save_weights
+from models.psa.affinity import AffinityNet
+from models.psa.classifier import Classifier
 from prepare_labels import make_cam_labels
+from settings.config import demo
 from tests.conftest import as_flags
-from tools import distributed, history
-from tools.checkpoint import save_weights
-from tools.config import demo
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", 3))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datasets.errors import InputError
-from datasets.labels import grid_size, load_differences, load_maps, save_differences, save_maps, store_path
+from datasets.seed_store import grid_size, load_differences, load_maps, save_differences, save_maps, store_path
 
 
 def upsampled(maps, size):

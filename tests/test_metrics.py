@@ -8,10 +8,10 @@ import pytest
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from datasets.errors import InputError
-from datasets.labels import load_maps, save_maps, store_path
+from datasets.seed_store import load_maps, save_maps, store_path
 from datasets.voc import CLASSES, mask_path, read_ids, read_mask, write_mask
+from evaluation.metrics import confusion, iou, mean_iou
 from tools.eval_masks import THRESHOLDS, as_markdown, evaluate, main
-from tools.metrics import confusion, iou, mean_iou
 
 
 def random_pair(rng, size=(9, 11), classes=(0, 1, 7, 20, 255)):

@@ -10,12 +10,13 @@ from PIL import Image
 
 import main_ssdd
 from datasets.errors import InputError
-from datasets.labels import load_maps
+from datasets.seed_store import load_maps
 from datasets.voc import CLASSES, class_names, read_ids, read_image, read_mask, read_present, write_mask
+from engine import checkpoint
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from tests.conftest import as_flags, tiny
 from tests.test_pages import data_of
-from tools import checkpoint, import_images
+from tools import import_images
 from tools.predict import Predictor
 
 # The demo's classes under names that no program here knows, in another order.

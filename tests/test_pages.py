@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from datasets.voc import read_ids, read_mask, write_mask
+from engine import history
 from script import make_pages
+from settings.config import Config
 from tests import browser
 from tests.conftest import tiny
-from tools import history
-from tools.config import Config
 
 needs_browser = pytest.mark.skipif(browser.find() is None, reason="no Chromium here (apt install chromium)")
 

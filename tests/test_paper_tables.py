@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import main_ssdd
-from datasets.labels import store_path
+from datasets.seed_store import store_path
 from datasets.voc import CLASSES, read_ids, read_mask, write_mask
 from tests.conftest import as_flags
 from tests.test_bad_input import refused

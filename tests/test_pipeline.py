@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 import main_ssdd
-from datasets import training_sets
-from datasets.labels import load_differences, load_maps, store_path
+from datasets.samples import seeds as training_sets
+from datasets.seed_store import load_differences, load_maps, store_path
 from datasets.voc import read_ids, read_mask, read_present, write_mask
-from modes.precompute import refine_seed
+from engine import checkpoint
+from evaluation.metrics import mean_iou
+from modes.ssdd.precompute import refine_seed
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from tests.conftest import as_flags, tiny
-from tools import checkpoint
-from tools.metrics import mean_iou
 
 
 def whole_method(flags: list[str]) -> None:
@@ -190,7 +190,7 @@ def test_complete_evaluation_is_not_computed_again_unless_a_mask_changes(own_run
     main_ssdd.main(flags)
     table = capsys.readouterr().out.split("| val")[1]
     with monkeypatch.context() as patch:
-        patch.setattr("modes.evaluate.evaluate", lambda *_: pytest.fail("computed again"))
+        patch.setattr("modes.ssdd.evaluate.evaluate", lambda *_: pytest.fail("computed again"))
         main_ssdd.main(flags)
     assert capsys.readouterr().out.split("| val")[1] == table
     truth = Path(own_run.voc_root) / "SegmentationClass" / f"{read_ids(own_run.voc_root, 'val')[0]}.png"

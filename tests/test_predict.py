@@ -7,9 +7,10 @@ from PIL import Image
 
 from datasets.errors import InputError
 from datasets.voc import CLASSES, PALETTE, read_ids, read_image, read_mask
-from modes import evaluate
+from engine import checkpoint
+from modes.ssdd import evaluate
 from tests.conftest import tiny
-from tools import checkpoint, predict
+from tools import predict
 from tools.predict import Predictor
 
 

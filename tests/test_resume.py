@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from datasets.errors import InputError, Stopped
+from engine import checkpoint
 from prepare_labels import train_cls
 from tests.conftest import as_flags, tiny
 from tests.test_training import Stop, Toy, stop_at_step
-from tools import checkpoint
 
 ROOT = Path(__file__).parent.parent
 EVERY_STEP = 1e-9  # minutes
@@ -101,7 +101,7 @@ def test_signal_after_the_last_step_of_an_epoch_is_not_lost(tmp_path):
 
 def test_second_signal_leaves_at_once(tmp_path):
     code = (
-        "import os, signal; from tools.resume import Interruption\n"
+        "import os, signal; from engine.resume import Interruption\n"
         "with Interruption(1):\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('noted', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('still here', flush=True)"

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import ssdd
-from models.ddnet import DDNet
 from models.resnet38 import ResNet38, train_with_frozen_batchnorm
-from models.segmentation import SegmentationNetwork, masked_prediction, masked_probabilities
-from models.steps import DynamicStep, Integration, StaticStep
+from models.ssdd import difference as ssdd
+from models.ssdd.difference.ddnet import DDNet
+from models.ssdd.difference.segmentation import SegmentationNetwork, masked_prediction, masked_probabilities
+from models.ssdd.difference.steps import DynamicStep, Integration, StaticStep
 
 RNG = np.random.default_rng(0)
 

@@ -13,13 +13,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from datasets.errors import InputError
-from datasets.training_sets import ImageLabelSamples
+from datasets.samples.seeds import ImageLabelSamples
 from datasets.voc import read_ids
-from modes import networks, static
+from engine import checkpoint, distributed, runs
+from engine.training import EpochOrder, SeededSamples, cosine_rate, load_batches, poly_rate, sgd, train
+from modes.ssdd import networks, static
+from settings.config import demo
 from tests.conftest import tiny
-from tools import checkpoint, distributed, runs
-from tools.config import demo
-from tools.training import EpochOrder, SeededSamples, cosine_rate, load_batches, poly_rate, sgd, train
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from datasets.errors import InputError
-from datasets.labels import load_maps, save_differences, save_maps, store_path
-from datasets.training_sets import AffinityLabelSamples, ImageLabelSamples, SeedSamples, affinity_labels
+from datasets.samples.seeds import AffinityLabelSamples, ImageLabelSamples, SeedSamples, affinity_labels
+from datasets.seed_store import load_maps, save_differences, save_maps, store_path
 from datasets.transforms import (
     draw_jitter,
     jittered,

@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from datasets.demo import draw
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
-from datasets.labels import save_differences, save_maps, store_path
 from datasets.pictures import write_photo
-from datasets.training_sets import SeedSamples, as_tensor
+from datasets.samples.seeds import SeedSamples, as_tensor
+from datasets.seed_store import save_differences, save_maps, store_path
 from datasets.transforms import draw_jitter, normalise
 from datasets.voc import (
     CLASSES,
@@ -45,16 +45,16 @@ from datasets.voc import (
     read_image,
     read_mask,
 )
-from models.affinity import random_walk
+from engine import distributed
 from models.crf import CrfWorkers, dense_crf, masks_after_crf
 from models.exact_crf import exact_crf, exact_masks
-from models.segmentation import masked_prediction, multiscale_probabilities
-from models.steps import DynamicStep, StaticStep
-from modes.networks import build, freeze_for_ssdd, network_input, optimisers_of
-from tools import config as settings
-from tools import distributed
+from models.psa.affinity import random_walk
+from models.ssdd.difference.segmentation import masked_prediction, multiscale_probabilities
+from models.ssdd.difference.steps import DynamicStep, StaticStep
+from modes.ssdd.networks import build, freeze_for_ssdd, network_input, optimisers_of
+from settings import config as settings
+from settings.config import Config
 from tools.bench_labels import dense_walk, scene, walk_inputs
-from tools.config import Config
 
 ROWS = ("peak", "step0", "step2", "precompute", "evaluation", "crf", "labels", "loader")
 VOC_IMAGES = 10_582

@@ -23,10 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.errors import program
-from datasets.labels import load_maps, save_maps
-from datasets.training_sets import as_tensor
+from datasets.samples.seeds import as_tensor
+from datasets.seed_store import load_maps, save_maps
 from datasets.transforms import normalise
-from models.affinity import (
+from engine import distributed
+from models.crf import dense_crf
+from models.psa.affinity import (
     AffinityNet,
     affinity_matrix,
     pad_to_cells,
@@ -36,10 +38,8 @@ from models.affinity import (
     seed_maps,
     unpool_from_cells,
 )
-from models.classifier import Classifier, multiscale_cam
-from models.crf import dense_crf
-from tools import distributed
-from tools.config import Config
+from models.psa.classifier import Classifier, multiscale_cam
+from settings.config import Config
 
 SIZE = HEIGHT, WIDTH = 375, 500
 CLASSES = np.array([0, 8, 15])

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from datasets.errors import InputError, program
 from datasets.files import open_regular, read_bytes
+from engine.checkpoint import load_state, save
 from models.resnet38 import ResNet38
-from tools.checkpoint import load_state, save
 
 MXNET_FILE = struct.pack("<Q", 0x112)
 ARRAY_V1, ARRAY_V2 = 0xF993FAC8, 0xF993FAC9

@@ -14,9 +14,9 @@ import numpy as np
 
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
-from datasets.labels import load_maps, store_path
+from datasets.seed_store import load_maps, store_path
 from datasets.voc import class_names, mask_path, read_ids, read_mask
-from tools.metrics import confusion, iou, mean_iou
+from evaluation.metrics import confusion, iou, mean_iou
 
 THRESHOLDS = tuple(np.arange(0.05, 0.65, 0.05).round(2).tolist())
 

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from datasets.errors import InputError, program
 from datasets.files import open_regular
-from datasets.labels import load_maps, read_npy_header, save_maps, store_path
+from datasets.seed_store import load_maps, read_npy_header, save_maps, store_path
 from datasets.voc import image_size, read_present
-from tools.config import Config
-from tools.pickles import refuse_endless_keys
+from engine.pickles import refuse_endless_keys
+from settings.config import Config
 
 KINDS = ("cam", "aff", "aff_crf")
 FLOATS = ("f2", "f4", "f8")

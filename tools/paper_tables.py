@@ -17,10 +17,10 @@ from PIL import Image
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.voc import CLASSES, class_names, read_ids
-from tools import runs
+from engine import runs
+from evaluation.metrics import mean_and_spread
 from tools.chart import bars
 from tools.eval_masks import evaluate
-from tools.metrics import mean_and_spread
 
 # Row → its raw seeds below --out, and the run whose network learned from them; {} stands for the modelid.
 RAW = {

@@ -29,11 +29,11 @@ from datasets.files import atomic_write
 from datasets.pictures import mask_colours
 from datasets.transforms import MEAN, STD, normalise
 from datasets.voc import decode, rgb, write_mask
+from engine import checkpoint, distributed
+from engine.progress import progress
 from models.crf import dense_crf
-from models.segmentation import SegmentationNetwork, multiscale_probabilities, resize
-from tools import checkpoint, distributed
-from tools.config import check
-from tools.progress import progress
+from models.ssdd.difference.segmentation import SegmentationNetwork, multiscale_probabilities, resize
+from settings.config import check
 
 # Not all that Pillow knows: one of the others runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")

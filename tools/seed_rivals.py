@@ -18,12 +18,12 @@ import torch
 
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
-from datasets.labels import SeedMaps, load_differences, load_maps, store_path
+from datasets.seed_store import SeedMaps, load_differences, load_maps, store_path
 from datasets.voc import IGNORE, class_names, mask_path, read_ids, read_mask
-from models.segmentation import resize
-from models.ssdd import integrate, missing_class_flags
-from tools import runs
-from tools.metrics import confusion, iou, mean_and_spread, mean_iou
+from engine import runs
+from evaluation.metrics import confusion, iou, mean_and_spread, mean_iou
+from models.ssdd.difference import integrate, missing_class_flags
+from models.ssdd.difference.segmentation import resize
 
 RULES = ("PSA", "PSA+CRF", "larger probability", "flags alone", "static SSDD", "oracle")
 COMPARED = RULES[2:5]

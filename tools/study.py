@@ -27,13 +27,13 @@ import numpy as np
 
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
-from datasets.training_sets import SeedSamples
+from datasets.samples.seeds import SeedSamples
 from datasets.voc import CLASSES_FILE, list_path, read_ids
-from tools import config as settings
+from evaluation.metrics import mean_and_spread
+from settings import config as settings
+from settings.config import SEED_SOURCES, Config
 from tools import paper_tables, seed_rivals
-from tools.config import SEED_SOURCES, Config
 from tools.eval_masks import evaluate
-from tools.metrics import mean_and_spread
 
 BASE = "base"  # modelid of the runs with the recipe as it is
 HELD_OUT = 5  # every fifth image

@@ -21,7 +21,7 @@ from torchvision.datasets import SBDataset, VOCSegmentation
 from datasets.errors import InputError, program
 from datasets.files import atomic_write, read_bytes
 from datasets.voc import LARGEST_LIST, image_path, read_ids
-from tools.config import Config
+from settings.config import Config
 
 TRAIN_AUG_IMAGES = 10_582
 FOLDERS = {"JPEGImages": ".jpg", "Annotations": ".xml", "SegmentationClass": ".png"}

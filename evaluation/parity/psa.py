@@ -7,7 +7,8 @@ import torch
 
 from datasets.transforms import normalise
 from evaluation.parity.run import CRF, VALUES, Row, Run, fill, numpy
-from models.affinity import (
+from models.crf import dense_crf
+from models.psa.affinity import (
     AffinityNet,
     affinity_matrix,
     pad_to_cells,
@@ -17,8 +18,7 @@ from models.affinity import (
     seed_maps,
     unpool_from_cells,
 )
-from models.classifier import Classifier, multiscale_cam
-from models.crf import dense_crf
+from models.psa.classifier import Classifier, multiscale_cam
 
 INPUTS = frozenset({"img", "label", "walk_cam"})
 CAM_SCALES = (1, 0.5, 1.5, 2)

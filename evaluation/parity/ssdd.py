@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from evaluation.parity.run import CRF, GRADIENTS, MASK, VALUES, Row, Run, fill, numpy, sampled
 from models.crf import CrfKernel, CrfWorkers, dense_crf, masks_after_crf
-from models.ddnet import DDNet
 from models.resnet38 import ResNet38
-from models.segmentation import (
+from models.ssdd.difference import integrate, missing_class_flags
+from models.ssdd.difference.ddnet import DDNet
+from models.ssdd.difference.segmentation import (
     SegmentationNetwork,
     masked_prediction,
     masked_probabilities,
     multiscale_probabilities,
     upsample_twice,
 )
-from models.ssdd import integrate, missing_class_flags
-from models.steps import DynamicStep, Integration, StaticStep
+from models.ssdd.difference.steps import DynamicStep, Integration, StaticStep
 
 INPUTS = frozenset("x present mask_k mask_a mask_seed img seg2_gain seg2_bias fn_d0 fn_d1 crf_p ev_x".split())
 EVALUATION_SCALES = (0.5, 0.75, 1, 1.25, 1.5)

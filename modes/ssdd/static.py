@@ -3,8 +3,10 @@
 import torch
 
 from datasets.voc import read_ids
-from models.steps import StaticStep, StepResult
-from modes.networks import (
+from engine import distributed, runs
+from engine.training import wrapped
+from models.ssdd.difference.steps import StaticStep, StepResult
+from modes.ssdd.networks import (
     build,
     freeze_for_ssdd,
     module_figures,
@@ -14,9 +16,7 @@ from modes.networks import (
     train_ssdd,
 )
 from script.make_pages import refresh
-from tools import distributed, runs
-from tools.config import Config
-from tools.training import wrapped
+from settings.config import Config
 
 
 def run(config: Config) -> None:

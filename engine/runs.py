@@ -14,8 +14,8 @@ from typing import TextIO
 from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular, read_bytes, remove_partial
 from datasets.voc import CLASSES_FILE, list_path
-from tools import distributed
-from tools.config import Config
+from engine import distributed
+from settings.config import Config
 
 _LARGEST_CONFIG = 1 << 20
 

@@ -9,20 +9,20 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from datasets.labels import store_path
 from datasets.pictures import difference_colours, mask_colours, write_photo, write_picture
-from datasets.training_sets import SeedSamples
+from datasets.samples.seeds import SeedSamples
+from datasets.seed_store import store_path
 from datasets.transforms import jittered, normalise
 from datasets.voc import class_names, mask_path, read_mask, write_mask
-from models.ddnet import DDNet
+from engine import checkpoint, distributed, runs
+from engine.history import History
+from engine.training import cosine_rate, sgd, train
+from evaluation.metrics import confusion, mean_iou
 from models.resnet38 import train_with_frozen_batchnorm
-from models.segmentation import SegmentationNetwork
-from models.steps import StepResult
-from tools import checkpoint, distributed, runs
-from tools.config import Config
-from tools.history import History
-from tools.metrics import confusion, mean_iou
-from tools.training import cosine_rate, sgd, train
+from models.ssdd.difference.ddnet import DDNet
+from models.ssdd.difference.segmentation import SegmentationNetwork
+from models.ssdd.difference.steps import StepResult
+from settings.config import Config
 
 
 def build(config: Config, dynamic: bool) -> tuple[SegmentationNetwork, DDNet]:
@@ -70,7 +70,7 @@ def train_ssdd(
 
     Args:
         step: holds `segmentation` and `ddnet`.
-        losses: batch → (losses, other figures); see tools.training.train.
+        losses: batch → (losses, other figures); see engine.training.train.
         result_of: batch → StepResult, for the pictures.
     """
     folder = config.run_folder(mode)

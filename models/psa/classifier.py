@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.resnet38 import ResNet38, he_initialise, scaled
-from models.segmentation import resize
+from models.ssdd.difference.segmentation import resize
 
 
 class Classifier(ResNet38):

@@ -10,19 +10,19 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.ddnet import DDNet
-from models.segmentation import SegmentationNetwork, masked_prediction, upsample_twice
-from models.ssdd import (
+from models.ssdd.difference import (
     dynamic_segmentation_loss,
     integrate,
     missing_class_flags,
     pair_difference_loss,
     seed_difference_loss,
 )
+from models.ssdd.difference.ddnet import DDNet
+from models.ssdd.difference.segmentation import SegmentationNetwork, masked_prediction, upsample_twice
 
 
 class Integration(NamedTuple):
-    """How d_K and d_A are turned into a mask; see models.ssdd.integrate."""
+    """How d_K and d_A are turned into a mask; see models.ssdd.difference.integrate."""
 
     bias: float = 0.4
     bg: float = 0.0

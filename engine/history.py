@@ -16,7 +16,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from datasets.files import atomic_write, read_bytes
-from tools import distributed
+from engine import distributed
 
 FILE = "history.jsonl"
 LARGEST = 1 << 28  # bytes

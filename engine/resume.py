@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.errors import InputError
-from tools import checkpoint, distributed
+from engine import checkpoint, distributed
 
 Figures = tuple[int, list[str], dict[str, Tensor]]  # step, ids, scalar losses and other figures
 

@@ -4,12 +4,14 @@ from functools import partial
 
 import torch
 
-from datasets.labels import store_path
+from datasets.seed_store import store_path
 from datasets.voc import read_ids
+from engine import distributed, runs
+from engine.training import wrapped
 from models.crf import CrfWorkers, masks_after_crf
 from models.exact_crf import exact_masks
-from models.steps import DynamicStep, StepResult, integrated
-from modes.networks import (
+from models.ssdd.difference.steps import DynamicStep, StepResult, integrated
+from modes.ssdd.networks import (
     build,
     freeze_for_ssdd,
     module_figures,
@@ -19,9 +21,7 @@ from modes.networks import (
     train_ssdd,
 )
 from script.make_pages import refresh
-from tools import distributed, runs
-from tools.config import Config
-from tools.training import wrapped
+from settings.config import Config
 
 
 def run(config: Config) -> None:

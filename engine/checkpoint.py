@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular
 from datasets.voc import CLASSES
-from tools.config import Config, check
-from tools.pickles import refuse_endless_keys
+from engine.pickles import refuse_endless_keys
+from settings.config import Config, check
 
 _LARGEST_FILE = 1 << 36
 _PICKLES_OF_OLD_FILES = 5  # a magic number, a version, the system, the content, the storages' keys

@@ -11,18 +11,18 @@ from torch.utils.data import Dataset
 
 from datasets.errors import InputError
 from datasets.files import atomic_write
-from datasets.training_sets import as_tensor
+from datasets.samples.seeds import as_tensor
 from datasets.voc import class_names, list_path, mask_path, read_ids, read_image, write_mask, write_submission
+from engine import checkpoint, distributed, runs
+from engine.history import note_pass
+from engine.progress import progress
+from engine.training import load_batches
 from models.crf import CrfKernel, CrfWorkers, dense_crf
-from models.segmentation import multiscale_probabilities, resize
-from modes.networks import build, network_input
+from models.ssdd.difference.segmentation import multiscale_probabilities, resize
+from modes.ssdd.networks import build, network_input
 from script.make_pages import refresh, refresh_now_and_then
-from tools import checkpoint, distributed, runs
-from tools.config import Config
+from settings.config import Config
 from tools.eval_masks import as_markdown, evaluate
-from tools.history import note_pass
-from tools.progress import progress
-from tools.training import load_batches
 
 
 class SquareImages(Dataset):

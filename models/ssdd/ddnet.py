@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.resnet38 import he_initialise, scaled
-from models.ssdd import one_hot
+from models.ssdd.difference import one_hot
 
 
 class FeatureHead(nn.Module):

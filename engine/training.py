@@ -18,13 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from datasets.errors import InputError, Stopped
+from engine import distributed
+from engine.history import History, peak_memory
+from engine.progress import progress
+from engine.resume import Figures, Interruption, Standing, read_state, weights_are_finite, write_state
 from models.crf import outlive_interruption
 from script.make_pages import refresh_now_and_then
-from tools import distributed
-from tools.config import Config
-from tools.history import History, peak_memory
-from tools.progress import progress
-from tools.resume import Figures, Interruption, Standing, read_state, weights_are_finite, write_state
+from settings.config import Config
 
 # Losses are looked at this often: seeing one means waiting for the device.
 STEPS_BETWEEN_LOOKS = 10

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from tools import distributed
+from engine import distributed
 
 SECONDS_BETWEEN_LINES = 60
 

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from datasets.errors import InputError
-from datasets.labels import store_path
-from datasets.training_sets import FixedSeedSamples
+from datasets.samples.seeds import FixedSeedSamples
+from datasets.seed_store import store_path
 from datasets.voc import IGNORE, class_names, mask_path, read_ids
-from models.ssdd import per_process_share
-from modes.networks import build, freeze_for_ssdd, network_input, segmentation_optimiser, start_from_classifier
+from engine import checkpoint, distributed, runs
+from engine.history import History
+from engine.training import cosine_rate, train, wrapped
+from models.ssdd.difference import per_process_share
+from modes.ssdd.networks import build, freeze_for_ssdd, network_input, segmentation_optimiser, start_from_classifier
 from script.make_pages import refresh
-from tools import checkpoint, distributed, runs
-from tools.config import SEED_SOURCES, Config
-from tools.history import History
-from tools.training import cosine_rate, train, wrapped
+from settings.config import SEED_SOURCES, Config
 
 
 def run(config: Config) -> None:

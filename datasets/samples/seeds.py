@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from datasets.errors import InputError
-from datasets.labels import SeedMaps, load_differences, load_maps, store_path
+from datasets.seed_store import SeedMaps, load_differences, load_maps, store_path
 from datasets.transforms import (
     colour_jitter,
     draw_jitter,

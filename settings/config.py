@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from datasets.errors import InputError, fail
 from models.crf import CrfKernel
-from models.steps import Integration
+from models.ssdd.difference.steps import Integration
 
 PRESETS = ("voc", "demo")
 RECIPES = ("paper", "released")

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.resnet38 import ResNet38, he_initialise, scaled
-from models.segmentation import resize
-from models.ssdd import per_process_share
+from models.ssdd.difference import per_process_share
+from models.ssdd.difference.segmentation import resize
 
 RADIUS = 5  # affinity is known between cells strictly closer than this
 CELL = 8  # pixels a cell of the feature grid

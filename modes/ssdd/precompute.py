@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 
 from datasets.errors import InputError
-from datasets.labels import save_differences, store_path
 from datasets.pictures import difference_colours, write_picture
-from datasets.training_sets import read_seed
+from datasets.samples.seeds import read_seed
+from datasets.seed_store import save_differences, store_path
 from datasets.voc import class_names, image_size, read_ids, write_mask
-from models.steps import Integration, StaticStep, integrated
-from modes.networks import build, network_input, seed_samples
+from engine import checkpoint, distributed, runs
+from engine.history import note_pass
+from engine.progress import progress
+from engine.training import epoch_seed, load_batches
+from models.ssdd.difference.steps import Integration, StaticStep, integrated
+from modes.ssdd.networks import build, network_input, seed_samples
 from script.make_pages import refresh, refresh_now_and_then
-from tools import checkpoint, distributed, runs
-from tools.config import Config
-from tools.history import note_pass
-from tools.progress import progress
-from tools.training import epoch_seed, load_batches
+from settings.config import Config
 
 
 def run(config: Config) -> None:
