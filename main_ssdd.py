@@ -7,8 +7,8 @@
     python main_ssdd.py --mode=all    all of them in turn
     python main_ssdd.py --mode=3 --split=test --submit=masks.tgz    the same for VOC's evaluation server
 
-    python main_ssdd.py --mode=4 --seed_source=psa    train the segmentation network alone on fixed seeds: psa, crf,
-                                                      ssdd (of mode 1) or truth
+    python main_ssdd.py --mode=4 --seed_source=psa    train the segmentation network alone on fixed seeds: psa, psa_crf,
+                                                      ssdd (of mode 1), truth, or masks:FOLDER
     python main_ssdd.py --mode=3 --seed_source=psa    evaluate that network
 
 One GPU or the CPU as above; several GPUs:
@@ -23,7 +23,8 @@ import dataclasses
 from datasets.errors import InputError, program
 from engine import distributed
 from modes.ssdd import dynamic, evaluate, fixed, precompute, static
-from settings import config as settings
+from settings.config import Config
+from settings.flags import Parser, add_flags, parsed
 
 MODES = {"0": static, "1": precompute, "2": dynamic, "3": evaluate, "4": fixed}
 ALL = "0123"
@@ -31,17 +32,11 @@ ALL = "0123"
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = settings.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--mode", required=True, choices=[*MODES, "all"], help="see above")
-    settings.add_flags(parser)
-    arguments = parser.parse_args(argv)
-    config = settings.config_from(arguments)
-    if config.seed_source and arguments.mode not in "34":
-        raise InputError(f"--seed_source={config.seed_source}: belongs to --mode=4 and to the --mode=3 after it")
-    if config.submit and (arguments.mode not in ("3", "all") or config.split != "test"):
-        raise InputError(f"--submit={config.submit}: needs --mode=3 --split=test")
-    if config.submit and not config.submit.endswith((".tgz", ".tar.gz")):
-        raise InputError(f"--submit={config.submit}: must end in .tgz, as VOC's server expects a packed archive")
+    add_flags(parser, "ssdd")
+    config, arguments = parsed(parser, argv)
+    check_mode(config, arguments.mode)
     distributed.start(config.device)
     if distributed.rank() == 0:
         print("config:", " ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(config).items()), flush=True)
@@ -52,6 +47,16 @@ def main(argv: list[str] | None = None) -> None:
     else:
         MODES[arguments.mode].run(config)
     distributed.stop()
+
+
+def check_mode(config: Config, mode: str) -> None:
+    """Refuse flags that the mode would leave aside."""
+    if config.seed_source and mode not in "34":
+        raise InputError(f"--seed_source={config.seed_source}: belongs to --mode=4 and to the --mode=3 after it")
+    if config.submit and (mode not in ("3", "all") or config.split != "test"):
+        raise InputError(f"--submit={config.submit}: needs --mode=3 --split=test")
+    if config.submit and not config.submit.endswith((".tgz", ".tar.gz")):
+        raise InputError(f"--submit={config.submit}: must end in .tgz, as VOC's server expects a packed archive")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The store of maps: CAM, PSA, PSA+CRF and difference maps, one compressed .npz file an image, no pickle.
+"""The store of seeds and difference maps, one compressed .npz file an image, no pickle; and one reader of all seeds.
 
 A file describes itself: format version, class indices, size of the image, what made it. Maps at full size are kept in
 8 bits (within 1/255 of their maximum, argmax kept); maps on the feature grid (the random walk's result) are kept in
@@ -17,10 +17,10 @@ import numpy as np
 
 from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular
-from datasets.voc import IGNORE
+from datasets.voc import IGNORE, read_mask
+from settings.common import CELL
 
 VERSION = 1
-CELL = 8
 _LARGEST_SIDE = 1 << 14
 _MOST_FIELDS = 16
 _LARGEST_STORE = 1 << 27  # bytes of one image's maps, unpacked
@@ -30,9 +30,13 @@ _LARGEST_STORE = 1 << 27  # bytes of one image's maps, unpacked
 class SeedMaps:
     """Maps of one image at full size."""
 
-    classes: np.ndarray  # K class indices, 0 = background
+    classes: np.ndarray  # K class indices int64, 0 = background, 255 = unknown
     maps: np.ndarray  # K×H×W float32
     made_by: str
+
+    def mask(self) -> np.ndarray:
+        """H×W int64: at each pixel the class with the largest value."""
+        return self.classes[self.maps.argmax(axis=0)]
 
 
 def store_path(folder: str | Path, image_id: str) -> Path:
@@ -110,6 +114,48 @@ def load_maps(path: str | Path) -> SeedMaps:
         whole = [cv2.resize(one, padded, interpolation=cv2.INTER_LINEAR) for one in maps]
         maps = np.stack(whole)[:, : size[0], : size[1]]
     return SeedMaps(classes.astype(np.int64), maps, str(fields["made_by"]))
+
+
+def seed_path(folder: str | Path, image_id: str) -> Path:
+    """The file of an image's seed: a mask where there is one, else stored maps."""
+    mask = Path(folder) / f"{image_id}.png"
+    return mask if mask.exists() else store_path(folder, image_id)
+
+
+def read_seed(
+    folder: str | Path,
+    image_id: str,
+    size: tuple[int, int],
+    present: np.ndarray | None = None,
+    classes: int = IGNORE,
+) -> SeedMaps:
+    """A seed of any source as maps: stored maps, or a mask PNG as one map a class, with 255 for unknown pixels.
+
+    Args:
+        size: (H, W) of the image.
+        present: (C,) label of the image, whose classes stored maps must have; None: not checked.
+        classes: how many there are; a mask with a higher index is refused.
+
+    Raises:
+        InputError: missing, damaged, of another size, or of other classes.
+    """
+    path = seed_path(folder, image_id)
+    if path.suffix == ".png":
+        mask = read_mask(path, classes)
+        there = np.unique(mask).astype(np.int64)
+        seed = SeedMaps(there, (mask == there[:, None, None]).astype(np.float32), "mask")
+    else:
+        seed = load_maps(path)
+        if present is not None and not np.array_equal(seed.classes, np.flatnonzero(present)):
+            raise InputError(
+                f"{path}: maps of classes {seed.classes.tolist()}, but the annotation says "
+                f"{np.flatnonzero(present).tolist()}; delete the file and make it again"
+            )
+    if seed.maps.shape[1:] != tuple(size):
+        raise InputError(
+            f"{path}: maps are {seed.maps.shape[1:]}, the image is {tuple(size)}; delete the file and make it again"
+        )
+    return seed
 
 
 def save_differences(path: str | Path, d_k: np.ndarray, d_a: np.ndarray, made_by: str) -> None:

@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -14,6 +15,11 @@ JITTER = (0.3, 0.3, 0.3, 0.1)  # brightness, contrast, saturation, hue
 GREY = (0.299, 0.587, 0.114)
 
 colour_jitter = v2.ColorJitter(*JITTER)
+
+
+def as_tensor(image: np.ndarray) -> Tensor:
+    """H×W×3 → 3×H×W."""
+    return torch.from_numpy(image).movedim(-1, 0)
 
 
 def draw_jitter() -> tuple[str, Tensor]:

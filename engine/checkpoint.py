@@ -6,12 +6,10 @@ what network it belongs to.
 
 import pickle
 import re
-import reprlib
 import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -21,16 +19,12 @@ from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular
 from datasets.voc import CLASSES
 from engine.pickles import refuse_endless_keys
-from settings.config import Config, check
+from settings.config import FIELDS, Config, from_stored
+from settings.field import RUN, STAGE
 
 _LARGEST_FILE = 1 << 36
 _PICKLES_OF_OLD_FILES = 5  # a magic number, a version, the system, the content, the storages' keys
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# Where and on what a training ran says nothing about its network: without them the same training gives the same file.
-_NOT_KEPT = (
-    *("voc_root", "out", "weights", "fresh", "device", "compile", "workers", "crf_workers", "submit"),
-    "checkpoint_every",
-)
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
@@ -59,26 +53,12 @@ def load_description(path: str | Path) -> tuple[Config, tuple[str, ...]]:
     if not _described(content):
         return Config(), CLASSES
     try:
-        given = {f.name: content["config"][f.name] for f in fields(Config) if f.name in content["config"]}
-        config = replace(Config(), **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-        classes = tuple(content["classes"])
-        strange = next((name for name in given if not _fits(getattr(config, name), getattr(Config(), name))), None)
-        if strange:
-            raise ValueError(f"{strange} cannot be {reprlib.repr(getattr(config, strange))}")
-        check(config)
+        config, classes = from_stored(content["config"]), tuple(content["classes"])
         if not (1 < len(classes) < 255 and all(isinstance(name, str) for name in classes)):
             raise ValueError("classes must be 2 to 254 names")
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: its Config or classes cannot be used ({type(error).__name__}: {error})") from None
     return config, classes
-
-
-def _fits(value, default) -> bool:
-    """Whether a value is of the kind of a field's default."""
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and len(value) > 0 and all(_fits(part, default[0]) for part in value)
-    kinds = {float: (float, int), int: int, type(None): (int, type(None))}
-    return isinstance(value, kinds.get(type(default), type(default)))
 
 
 def _described(content) -> bool:
@@ -188,5 +168,6 @@ def save_weights(
     if config is None:
         save(path, state)
         return
-    kept = {name: value for name, value in asdict(config).items() if name not in _NOT_KEPT}
+    # Where and on what a training ran says nothing about its network: without it the same training gives the same file.
+    kept = {name: getattr(config, name) for name, entry in FIELDS.items() if entry.metadata["reach"] in (RUN, STAGE)}
     save(path, {"state_dict": state, "config": kept, "classes": list(classes)})

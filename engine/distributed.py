@@ -1,11 +1,14 @@
 """One process or several (torchrun): devices, shards, and the precision that a device computes in."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
 
@@ -98,9 +101,13 @@ def shard(items: Sequence) -> Sequence:
     return items[rank() :: processes()]
 
 
-def workers(wanted: int) -> int:
-    """`wanted` worker processes, but no more than there are cores."""
-    return min(wanted, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+def data_parallel(step: nn.Module, device: torch.device) -> nn.Module:
+    """The step, with gradients averaged over processes where there are several."""
+    if processes() == 1:
+        return step
+    # A 1×1 convolution's gradient has ambiguous strides; copying it costs nothing that one would notice.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return DistributedDataParallel(step, device_ids=[device] if device.type == "cuda" else None)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

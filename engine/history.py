@@ -17,9 +17,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from datasets.files import atomic_write, read_bytes
 from engine import distributed
+from engine.loading import EpochOrder
+from engine.progress import progress
+from engine.resume import Standing, check_finite
 
 FILE = "history.jsonl"
+COLUMNS = "pictures.json"
 LARGEST = 1 << 28  # bytes
+STEPS_BETWEEN_LOOKS = 10  # seeing a figure means waiting for the device
 
 
 class History:
@@ -59,6 +64,64 @@ class History:
 
     def close(self) -> None:
         self.writer.close()
+
+
+class Journal:
+    """What a training run says while it runs: bar, a line an epoch, and on the first process its History."""
+
+    def __init__(self, title: str, folder: Path, at: Standing, order: EpochOrder, epochs: int):
+        self.title, self.order, self.epochs = title, order, epochs
+        done = at.epoch + at.step / order.steps
+        self.history = History(folder, done, order.steps) if distributed.rank() == 0 else None
+
+    def begin_epoch(self, at: Standing) -> None:
+        self.started, self.first = time.perf_counter(), at.step
+        self.bar = progress(f"{self.title} {at.epoch + 1}/{self.epochs}", self.order.steps, unit="step")
+        self.bar.update(at.step)
+
+    def note_step(self, at: Standing, rate: float) -> None:
+        """Now and then look at the figures; raises an InputError if they are not finite."""
+        steps = self.order.steps
+        if len(at.recent) == STEPS_BETWEEN_LOOKS or at.step == steps:
+            means = check_finite(at, steps, self.title)
+            for name, value in means.items():
+                at.totals[name] = at.totals.get(name, 0.0) + value * len(at.recent)
+            if self.history is not None:
+                self.history.step(at.epoch * steps + at.step - 1, means | {"learning_rate": rate})
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()}, refresh=False)
+            at.recent = []
+        self.bar.update()
+
+    def end_epoch(self, at: Standing) -> None:
+        self.bar.close()
+        if self.history is None:
+            return
+        seconds = time.perf_counter() - self.started
+        images = (self.order.samples - self.first * self.order.batch) * distributed.processes() / seconds
+        means = "  ".join(f"{name} {total / self.order.steps:.4f}" for name, total in at.totals.items())
+        print(f"{self.title}  epoch {at.epoch + 1}/{self.epochs}  {means}  {images:.1f} images/s", flush=True)
+        noted = {"seconds": seconds, "images_per_second": images, "memory_gib": peak_memory()}
+        self.history.epoch(at.epoch + 1, noted)
+
+    def close(self) -> None:
+        if self.history is not None:
+            self.history.close()
+
+
+def note_columns(folder: Path, rows: dict[str, dict[str, str]], masks: list[str], ids: list[str]) -> None:
+    """Say, for the pages, which pictures a run logs: COLUMNS in its folder.
+
+    A picture lies in imgs/<id>_<epoch>_<what>.png, a photograph ("photo") in imgs/<id>.jpg, whatever the epoch.
+
+    Args:
+        rows: what → title of each picture of a row, by the title of the row.
+        masks: the pictures among them that are masks.
+        ids: the logged images.
+    """
+    if distributed.rank() == 0:
+        content = {"rows": rows, "masks": masks, "ids": ids}
+        with atomic_write(folder / COLUMNS) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def note_pass(folder: Path, images: int, started: float) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datasets.errors import InputError
 from engine import checkpoint, distributed
 
-Figures = tuple[int, list[str], dict[str, Tensor]]  # step, ids, scalar losses and other figures
+Figures = tuple[int, list[str], dict[str, Tensor]]  # step of the epoch, ids, scalar losses and other figures
 
 
 @dataclass
@@ -26,8 +26,13 @@ class Standing:
 
     epoch: int = 0  # complete ones
     step: int = 0  # complete ones of the epoch after those
-    totals: dict[str, float] = field(default_factory=dict)  # sums of that epoch's figures over the steps looked at
-    unseen: list[Figures] = field(default_factory=list)  # figures of the steps since
+    totals: dict[str, float] = field(default_factory=dict)  # sums of that epoch's figures over the steps noted
+    recent: list[Figures] = field(default_factory=list)  # figures of the steps since, still on the device
+
+    def add(self, ids: list[str], figures: dict[str, Tensor]) -> None:
+        """One more step is complete."""
+        self.recent.append((self.step, list(ids), figures))
+        self.step += 1
 
 
 def write_state(
@@ -45,13 +50,13 @@ def write_state(
     Raises:
         InputError: it cannot be written; what was kept before still is.
     """
-    unseen = [(step, list(ids), {name: v.cpu() for name, v in figures.items()}) for step, ids, figures in at.unseen]
+    recent = [(step, ids, {name: v.cpu() for name, v in figures.items()}) for step, ids, figures in at.recent]
     content = {
         "epoch": at.epoch,
         "step": at.step,
         "steps": steps,
         "totals": at.totals,
-        "unseen": unseen,
+        "unseen": recent,
         "networks": {name: network.state_dict() for name, network in networks.items()},
         "optimisers": [optimiser.state_dict() for optimiser in optimisers],
     }
@@ -72,15 +77,15 @@ def read_state(
     """
     state = checkpoint.load(path)
     try:
-        unseen = [
-            (int(step), list(ids), {name: v.reshape(()) for name, v in seen.items()})
-            for step, ids, seen in state["unseen"]
+        recent = [
+            (int(step), list(ids), {name: v.reshape(()) for name, v in figures.items()})
+            for step, ids, figures in state["unseen"]
         ]
         totals = {str(name): float(total) for name, total in state["totals"].items()}
-        at = Standing(int(state["epoch"]), int(state["step"]), totals, unseen)
+        at = Standing(int(state["epoch"]), int(state["step"]), totals, recent)
         if at.step and int(state["steps"]) != steps:
             raise ValueError(f"its epochs have {int(state['steps'])} steps, here {steps}: start as many processes")
-        if not 0 <= at.epoch <= epochs or not 0 <= at.step <= steps or len(at.unseen) > steps:
+        if not 0 <= at.epoch <= epochs or not 0 <= at.step <= steps or len(at.recent) > steps:
             raise ValueError(f"epoch {at.epoch}, step {at.step}")
         for name, network in networks.items():
             network.load_state_dict(state["networks"][name])
@@ -97,6 +102,29 @@ def read_state(
     if not weights_are_finite(networks):
         raise InputError(f"{path} holds weights that are not finite; start over with --fresh")
     return at
+
+
+def check_finite(at: Standing, steps: int, title: str) -> dict[str, float]:
+    """Means of the recent steps' figures; one wait for the device.
+
+    Args:
+        steps: of an epoch.
+
+    Raises:
+        InputError: a figure is not finite; names the step and its images.
+    """
+    if not at.recent:
+        return {}
+    names = list(at.recent[0][2])
+    values = torch.stack([torch.stack([figures[n].float() for n in names]) for _, _, figures in at.recent]).cpu()
+    for (step, ids, _), row in zip(at.recent, values, strict=True):
+        if not torch.isfinite(row).all():
+            bad = ", ".join(f"{name} {value:g}" for name, value in zip(names, row.tolist(), strict=True))
+            raise InputError(
+                f"{title}: loss not finite at step {at.epoch * steps + step} on images {' '.join(ids)} ({bad}); "
+                "the last checkpoint is kept. Try a smaller --lr or --precision float32"
+            )
+    return dict(zip(names, values.mean(dim=0).tolist(), strict=True))
 
 
 def weights_are_finite(networks: dict[str, nn.Module]) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,34 +15,10 @@ from typing import TextIO
 from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular, read_bytes, remove_partial
 from datasets.voc import CLASSES_FILE, list_path
-from engine import distributed
-from settings.config import Config
+from engine import distributed, stages
+from settings.config import Config, from_stored, settings_of
 
 _LARGEST_CONFIG = 1 << 20
-
-_NETWORK = ("width", "backbone_dilation")
-_SEGMENTATION = (*_NETWORK, "head_dilation")
-_TRAINING = ("dropout", "seed", "crop", "epochs")
-_LABEL_TRAINING = (*_NETWORK, *_TRAINING, "label_weight_decay", "label_power")
-_SSDD_TRAINING = (*_SEGMENTATION, *_TRAINING, "bn", "lr", "weight_decay", "momentum")
-_CRF = ("crf_sxy", "crf_srgb", "crf_bilateral_weight", "crf_gaussian_sxy", "crf_gaussian_weight")
-_SEED = ("seed_bias", "seed_bg", "bias_favours", "flag_rule")
-
-# The settings that a stage's results depend on; the rest may differ from one start to the next.
-STAGE_FIELDS = {
-    "train_cls": (*_LABEL_TRAINING, "cls_side", "cls_batch", "cls_lr", "cls_optimiser"),
-    "make_cam_labels": (*_NETWORK, "cam_scales", "alpha_low", "alpha_high", "crf_labels", *_CRF),
-    "train_aff": (*_LABEL_TRAINING, "aff_batch", "aff_lr"),
-    "make_aff_labels": (*_NETWORK, "alpha_walk", "walk_power", "walk_log_steps", "crf_labels", *_CRF),
-    "mode 0": (*_SSDD_TRAINING, "static_side"),
-    "mode 1": (*_SEGMENTATION, "crop", "precompute_augmented", *_SEED),
-    "mode 2": (
-        *(*_SSDD_TRAINING, "dynamic_side", "alpha", "bias", "bg", *_SEED),
-        *("swap_maps", "move_maps", "seed_target", "crf", "crf_train", *_CRF),
-    ),
-    "mode 4": (*_SSDD_TRAINING, "static_side", "seed_source"),
-    "mode 3": (*_SEGMENTATION, "eval_size", "eval_scales", "crf_eval", *_CRF),
-}
 
 
 def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
@@ -51,7 +28,7 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
     is locked until the process ends.
 
     Args:
-        stage: a key of STAGE_FIELDS.
+        stage: a key of engine.stages.STAGES.
         made_from: weights and lists, known again by their content, and folders of earlier stages, known by what they
             were made from in turn.
 
@@ -62,6 +39,12 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
     if distributed.rank() == 0:
         _claim(folder, config, stage, made_from)
     distributed.barrier()
+
+
+def claim(config: Config, stage: str, made_from: list[Path]) -> None:
+    """Claim all folders of a stage for this run; see `claim_folder`."""
+    for which in range(len(stages.STAGES[stage].folders)):
+        claim_folder(stages.folder(config, stage, which), config, stage, made_from)
 
 
 # Locks of the folders that this process has claimed, kept to its end.
@@ -127,7 +110,7 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
     lock(folder)
     own = json.loads(json.dumps(asdict(config)))
     own["made_from"] = {f"{path.parent.name}/{path.name}": digest(path) for path in made_from}
-    relevant = {name: own[name] for name in (*STAGE_FIELDS[stage], "made_from")}
+    relevant = {name: own[name] for name in (*settings_of(stage), "made_from")}
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
     own["stage"] = stage
     images = list_path(config.voc_root, config.split if stage == "mode 3" else config.train_split)
@@ -174,6 +157,20 @@ def read_config(path: Path) -> dict:
     return stored
 
 
+def stored_config(out: Path, modelid: str, stage: str) -> Config:
+    """The Config of a stage of a run below `out`.
+
+    Raises:
+        InputError: the stage has not run, or its Config is damaged.
+    """
+    path = out / stages.filled(stages.STAGES[stage].folders[0], modelid) / "config.json"
+    need(path, f"python {stages.STAGES[stage].command}")
+    try:
+        return from_stored(read_config(path))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} cannot be used ({error}); move {path.parent} aside") from None
+
+
 def digest(path: Path) -> str:
     """What a file holds, or what a stage's folder was made from; empty for a folder that no stage of ours filled."""
     if path.is_dir():
@@ -203,18 +200,7 @@ def need(path: str | Path, command: str) -> Path:
     return Path(path)
 
 
-def weights_or(config: Config, default: Path, command: str) -> Path:
-    """The file that --weights names, else what an earlier stage left.
-
-    Raises:
-        InputError: it is not there.
-    """
-    if config.weights and not Path(config.weights).is_file():
-        raise InputError(f"--weights={config.weights}: there is no such file")
-    return Path(config.weights) if config.weights else need(default, command)
-
-
-def need_maps(paths: list[Path], command: str) -> None:
+def need_all(paths: list[Path], command: str) -> None:
     """Check that a store is complete before a long run starts on it.
 
     Raises:
@@ -227,47 +213,50 @@ def need_maps(paths: list[Path], command: str) -> None:
         )
 
 
-def numbered(folder: Path, name: str, epoch: int) -> Path:
-    """The checkpoint of a run after `epoch` epochs; name: seg or ssdd."""
-    return folder / "models" / f"{name}_{epoch:04d}.pth"
+def start_weights(config: Config, stage: str) -> Path:
+    """The weights that --weights names, else those of the label network that `stage` trained.
+
+    Raises:
+        InputError: they are not there.
+    """
+    if config.weights and not Path(config.weights).is_file():
+        raise InputError(f"--weights={config.weights}: there is no such file")
+    if config.weights:
+        return Path(config.weights)
+    return need(stages.label_network(config, stage), stages.command(config, stage))
 
 
-def finished(folder: Path, name: str, command: str, config: Config, epoch: int = 0) -> Path:
-    """The checkpoint that a finished training run left in `folder`.
+def last_checkpoint(config: Config, stage: str, network: str, epoch: int = 0) -> Path:
+    """The checkpoint that a finished training stage of this run left.
 
     Args:
-        command: what makes it, for the message.
         config: of the stage that takes it; the networks must be the same.
+        network: seg or ssdd.
         epoch: another checkpoint than the last.
 
     Raises:
         InputError: the run is not there, has not reached that epoch, or trained another network.
     """
+    folder, command = stages.folder(config, stage), stages.command(config, stage)
     path = need(folder / "config.json", command)
     stored = read_config(path)
-    refuse_others(folder, stored, config, ("preset", "recipe", *_SEGMENTATION))
+    refuse_others(folder, stored, config, ("preset", "recipe", "width", "backbone_dilation", "head_dilation"))
     last = stored.get("epochs")
     if type(last) is not int or not 0 < last < 1_000_000:
         raise InputError(f"{path} is no Config of a training run; move {folder} aside")
-    if epoch and not numbered(folder, name, epoch).exists() and numbered(folder, name, last).exists():
+    at_last = stages.checkpoint_path(folder, network, last)
+    if epoch and not stages.checkpoint_path(folder, network, epoch).exists() and at_last.exists():
         raise InputError(f"{folder} has no checkpoint of epoch {epoch} but the last, {last}: try --static-checkpoint=0")
-    return need(numbered(folder, name, epoch or last), command)
+    return need(stages.checkpoint_path(folder, network, epoch or last), command)
 
 
-# Where each stage leaves its Config, below --out; {} stands for the modelid.
-_FILLED = {
-    "prepare_labels/results/cls": "train_cls",
-    "prepare_labels/results/out_cam": "make_cam_labels",
-    "prepare_labels/results/aff": "train_aff",
-    "prepare_labels/results/out_aff": "make_aff_labels",
-    "prepare_labels/results/out_aff_crf": "make_aff_labels",
-    "logs/sssdd_{}": "mode 0",
-    "precompute/{}": "mode 1",
-    "logs/dssdd_{}": "mode 2",
-    "logs/fixed_*_{}": "mode 4",
-    "validation/{}": "mode 3",
-    "validation/fixed_*_{}": "mode 3",
-}
+def folders_of(out: Path, modelid: str) -> Iterator[tuple[str, Path]]:
+    """The stages of a run that left a Config below `out`, with their folders; also those on every fixed seed."""
+    for name, stage in stages.STAGES.items():
+        for template in stage.folders:
+            for fixed in ("", "fixed_*_") if "{fixed}" in template else ("",):
+                pattern = template.format(modelid=glob.escape(modelid), fixed=fixed)
+                yield from ((name, path.parent) for path in sorted(out.glob(f"{pattern}/config.json")))
 
 
 def repetitions(outs: list[Path], modelid: str) -> list[dict]:
@@ -282,15 +271,14 @@ def repetitions(outs: list[Path], modelid: str) -> list[dict]:
     """
     found: dict[str, dict[str, dict]] = {}
     for out in outs:
-        for pattern, stage in _FILLED.items():
-            for path in sorted(out.glob(f"{pattern.format(glob.escape(modelid))}/config.json")):
-                # Several folders of one stage (mode 4, mode 3) are told apart by their names.
-                found.setdefault(str(out), {})[f"{stage}, {path.parent.relative_to(out)}"] = read_config(path)
+        for name, folder in folders_of(out, modelid):
+            # Several folders of one stage (mode 4, mode 3) are told apart by their names.
+            found.setdefault(str(out), {})[f"{name}, {folder.relative_to(out)}"] = read_config(folder / "config.json")
         if str(out) not in found:
             raise InputError(f"{out} holds no run named '{modelid}': name the --out folder of one, and its --modelid")
     first_out, first = next(iter(found.items()))
-    for out, stages in found.items():
-        for title, config in stages.items():
+    for out, filled in found.items():
+        for title, config in filled.items():
             one = next(iter(first.values()))
             for name in ("preset", "recipe"):
                 if _differs(one, config, name):
@@ -300,7 +288,7 @@ def repetitions(outs: list[Path], modelid: str) -> list[dict]:
                     )
             if title not in first:
                 continue
-            for name in STAGE_FIELDS[title.split(",")[0]]:
+            for name in settings_of(title.split(",")[0]):
                 if name != "seed" and _differs(first[title], config, name):
                     raise InputError(
                         f"{title}: {first_out} has --{name}={first[title][name]}, but {out} --{name}={config[name]}: "
@@ -310,7 +298,7 @@ def repetitions(outs: list[Path], modelid: str) -> list[dict]:
             for name in lists[0].keys() & lists[1].keys():
                 if name.endswith((".txt", ".json")) and lists[0][name] != lists[1][name]:
                     raise InputError(f"{title}: {first_out} and {out} were made from different {name}")
-    configs = [next(iter(stages.values())) for stages in found.values()]
+    configs = [next(iter(filled.values())) for filled in found.values()]
     seeds = [config.get("seed") for config in configs]
     if len(set(seeds)) < len(outs):
         raise InputError(f"{', '.join(map(str, outs))} have the seeds {seeds}: name each run once, of different seeds")

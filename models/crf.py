@@ -1,12 +1,7 @@
-"""Dense CRF (Krähenbühl and Koltun, NIPS 2011) through pydensecrf, alone or in worker processes."""
+"""Dense CRF (Krähenbühl and Koltun, NIPS 2011) through pydensecrf."""
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,65 +52,13 @@ def dense_crf(
     return np.array(crf.inference(iterations), dtype=np.float32).reshape(labels, height, width)
 
 
-class CrfWorkers:
-    """Runs dense CRFs in `workers` processes beside the caller; with 0 in the caller itself. A context manager.
-
-    Leaving it without an exception waits for everything that was queued.
-    """
-
-    def __init__(self, workers: int):
-        # Forking after CUDA or thread pools have started can deadlock the child.
-        context = multiprocessing.get_context("forkserver")
-        if workers:
-            context.set_forkserver_preload(["models.crf"])
-        self._most = 4 * workers
-        self._queued: deque[Future] = deque()
-        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) if workers else None
-
-    def submit(self, function, /, *args) -> Future:
-        """Run `function(*args)` in a worker; both must be picklable."""
-        if self._pool is not None:
-            return self._pool.submit(function, *args)
-        future: Future = Future()
-        future.set_result(function(*args))
-        return future
-
-    def queue(self, function, /, *args) -> None:
-        """`submit`, for work whose result nobody waits for; blocks while too much is under way, raises its errors."""
-        self._queued.append(self.submit(function, *args))
-        while len(self._queued) > self._most:
-            self._queued.popleft().result()
-
-    def __enter__(self) -> "CrfWorkers":
-        return self
-
-    def __exit__(self, kind, *exception) -> None:
-        try:
-            while self._queued and kind is None:
-                self._queued.popleft().result()
-        finally:
-            if self._pool is not None:
-                self._pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    outlive_interruption()
-    # A killed caller cannot tell its workers to leave.
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-def outlive_interruption() -> None:
-    """Let a worker process go on for a while when a terminal or a cluster interrupts all processes of a run.
-
-    The one that they work for decides when to leave, and needs them to finish its step.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(20, os._exit, [1]).start())
-
-
 def masks_after_crf(
-    images: Tensor, logits: Tensor, present: Tensor, iterations: int, kernel: CrfKernel, workers: CrfWorkers
+    images: Tensor,
+    logits: Tensor,
+    present: Tensor,
+    iterations: int,
+    kernel: CrfKernel,
+    submit: Callable[..., Future] | None = None,
 ) -> Callable[[], Tensor]:
     """Start the CRFs that give the advice of the first dynamic module: of the softmax over the present classes only.
 
@@ -123,6 +66,7 @@ def masks_after_crf(
         images: N×h×w×3 uint8 RGB.
         logits: N×C×h×w.
         present: N×C image-level labels.
+        submit: starts a function with its arguments elsewhere; None: the CRFs run here and now.
 
     Returns:
         A function that waits for the masks: N×h×w int64 on the device of `logits`, without gradient. Meanwhile the
@@ -130,10 +74,14 @@ def masks_after_crf(
     """
     probabilities = present_probabilities(logits, present).cpu().numpy()
     classes = [np.flatnonzero(row) for row in present.cpu().numpy()]
-    futures = [
-        workers.submit(_label_map, image, p[c], c, iterations, kernel)
+    jobs = [
+        (image, p[c], c, iterations, kernel)
         for image, p, c in zip(images.cpu().numpy(), probabilities, classes, strict=True)
     ]
+    if submit is None:
+        masks = [mask_after_crf(*job) for job in jobs]
+        return lambda: torch.from_numpy(np.stack(masks)).to(logits.device)
+    futures = [submit(mask_after_crf, *job) for job in jobs]
     return lambda: torch.from_numpy(np.stack([future.result() for future in futures])).to(logits.device)
 
 
@@ -143,7 +91,8 @@ def present_probabilities(logits: Tensor, present: Tensor) -> Tensor:
     return torch.softmax(masked, dim=1)
 
 
-def _label_map(
+def mask_after_crf(
     image: np.ndarray, probabilities: np.ndarray, classes: Iterable[int], iterations: int, kernel: CrfKernel
 ) -> np.ndarray:
+    """The mask h×w int64 after `dense_crf` of maps K×h×w whose classes are `classes`."""
     return np.asarray(classes)[dense_crf(image, probabilities, iterations, kernel).argmax(axis=0)].astype(np.int64)

@@ -141,3 +141,21 @@ def train_with_frozen_batchnorm(module: nn.Module) -> None:
         if isinstance(layer, nn.BatchNorm2d):
             layer.eval()
             layer.requires_grad_(False)
+
+
+def freeze_first_blocks(network: nn.Module) -> None:
+    """Label networks with pretrained weights keep conv1a and b2* as they are (PSA)."""
+    for block in (network.conv1a, network.b2, network.b2_1, network.b2_2):
+        block.requires_grad_(False)
+
+
+def average_statistics_anew(network: nn.Module) -> None:
+    """Let BatchNorm's running statistics be the plain mean over the steps from here on.
+
+    Done before the last epoch, so that the statistics that everything later is frozen with fit the final weights,
+    however few steps there were; a moving average would still hold its start values after a short training.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None

@@ -5,21 +5,20 @@
 Writes out_aff (PSA, the knowledge of mode 0, on the feature grid) and out_aff_crf (PSA+CRF, its advice).
 """
 
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from datasets.errors import program
-from datasets.samples.seeds import as_tensor, read_seed
-from datasets.seed_store import save_maps, store_path
-from datasets.transforms import normalise
-from datasets.voc import read_ids, read_image
-from engine import checkpoint, distributed, runs
-from engine.history import note_pass
-from engine.progress import progress
-from models.crf import CrfKernel, CrfWorkers, dense_crf
+from datasets.seed_store import read_seed, save_maps, store_path
+from datasets.transforms import as_tensor, normalise
+from datasets.voc import image_path, open_image, read_ids, read_image
+from engine import checkpoint, distributed, runs, stages
+from engine.passes import image_pass
+from engine.workers import crf_kernel
+from models.crf import CrfKernel, dense_crf
 from models.psa.affinity import (
     AffinityNet,
     pad_to_cells,
@@ -30,33 +29,32 @@ from models.psa.affinity import (
     unpool_from_cells,
 )
 from script.make_pages import refresh, refresh_now_and_then
-from settings.config import Config, parse
+from settings.config import Config
+from settings.flags import parse
+
+STAGE = "make_aff_labels"
 
 
 def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
     ids = read_ids(config.voc_root, config.train_split)
-    command = f"python -m prepare_labels.train_aff{config.flags()}"
-    weights = runs.weights_or(config, config.label_network("aff"), command)
-    cams = config.labels_folder("out_cam")
-    command = f"python -m prepare_labels.make_cam_labels{config.flags()}"
-    runs.need_maps([store_path(cams, image_id) for image_id in ids], command)
-    walked, refined = (config.labels_folder(kind) for kind in ("out_aff", "out_aff_crf"))
+    weights = runs.start_weights(config, "train_aff")
+    cams = stages.folder(config, "make_cam_labels")
+    maps = [store_path(cams, image_id) for image_id in ids]
+    runs.need_all(maps, stages.command(config, "make_cam_labels"))
+    walked, refined = (stages.folder(config, STAGE, which) for which in (0, 1))
     network = AffinityNet(config.width, config.dropout, config.backbone_dilation)
     checkpoint.load_into(network, weights)
-    for folder in (walked, refined):
-        runs.claim_folder(folder, config, "make_aff_labels", [weights, cams, *runs.training_data(config)])
+    runs.claim(config, STAGE, [weights, cams, *runs.training_data(config)])
     network.to(device, memory_format=layout).eval()
-    started = time.perf_counter()
-    mine = distributed.shard(ids)
-    todo = [i for i in mine if not (store_path(walked, i).exists() and store_path(refined, i).exists())]
-    with (
-        distributed.faults("--eval_batch", 1),
-        CrfWorkers(distributed.workers(config.workers)) as workers,
-        progress("PSA", len(todo), len(ids)) as bar,
-    ):
-        for image_id in todo:
+
+    def is_done(image_id: str) -> bool:
+        return store_path(walked, image_id).exists() and store_path(refined, image_id).exists()
+
+    refreshed = partial(refresh_now_and_then, config, "labels")
+    with image_pass(config, "PSA", walked, ids, is_done, refreshed) as left:
+        for image_id in left.ids:
             image = read_image(config.voc_root, image_id)
             cam = read_seed(cams, image_id, image.shape[:2])
             with torch.inference_mode():
@@ -66,37 +64,26 @@ def run(config: Config) -> None:
                 maps = pool_to_cells(seed_maps(torch.from_numpy(cam.maps).to(device), config.alpha_walk))
                 low = random_walk(pair_affinities(features), maps[None], config.walk_power, config.walk_log_steps)[0]
             classes = np.array([0, *cam.classes])
-            workers.queue(
-                store_psa,
-                walked,
-                refined,
-                image_id,
-                image,
-                classes,
-                low.cpu().numpy(),
-                config.crf_labels,
-                config.crf_kernel(),
-            )
-            bar.update()
-            refresh_now_and_then(config, "labels")
-    distributed.barrier()
+            crf = (config.crf_labels, crf_kernel(config))
+            photo = image_path(config.voc_root, image_id)
+            left.write(image_id, store_psa, walked, refined, image_id, photo, classes, low.cpu().numpy(), *crf)
     if distributed.rank() == 0:
-        note_pass(walked, len(todo), started)
         refresh(config, "labels")
-        print(f"PSA: {walked} and {refined} are complete; next: python main_ssdd.py --mode=0{config.flags()}")
+        print(f"PSA: {walked} and {refined} are complete; next: {stages.command(config, 'mode 0')}")
 
 
 def store_psa(
     walked: Path,
     refined: Path,
     image_id: str,
-    image: np.ndarray,
+    photo: Path,
     classes: np.ndarray,
     low: np.ndarray,
     iterations: int,
     kernel: CrfKernel,
 ) -> None:
-    """Write the walk's result of one image (K×h×w on the feature grid) and its CRF at full size."""
+    """Write the walk's result of one image (K×h×w on the feature grid) and its CRF at full size; photo: its file."""
+    image = open_image(photo)
     size = image.shape[:2]
     maps = unpool_from_cells(torch.from_numpy(low), size).numpy()
     save_maps(store_path(refined, image_id), classes, dense_crf(image, maps, iterations, kernel), size, "PSA+CRF")
@@ -105,7 +92,7 @@ def store_psa(
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    run(parse(argv, __doc__))
+    run(parse(argv, __doc__, "psa"))
     distributed.stop()
 
 

@@ -6,21 +6,26 @@ With --weights (ImageNet, tools.convert_weights) BatchNorm and the first blocks 
 everything learns from scratch, BatchNorm included.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from datasets.errors import program
-from datasets.samples.seeds import ImageLabelSamples
+from datasets.samples.image_labels import ImageLabelSamples
 from datasets.voc import class_names, read_ids
-from engine import checkpoint, distributed, runs
+from engine import checkpoint, distributed, runs, stages
 from engine.history import History
-from engine.training import poly_rate, sgd, train, wrapped
+from engine.training import Losses, Training, poly_rate, sgd, train
 from models.psa.classifier import Classifier
-from models.resnet38 import train_with_frozen_batchnorm
-from script.make_pages import refresh
-from settings.config import Config, parse
+from models.psa.rates import parameter_groups
+from models.resnet38 import average_statistics_anew, freeze_first_blocks, train_with_frozen_batchnorm
+from script.make_pages import refresh, refresh_now_and_then
+from settings.config import Config
+from settings.flags import parse
+
+STAGE = "train_cls"
 
 
 def run(config: Config) -> None:
@@ -28,14 +33,14 @@ def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
     ids = read_ids(config.voc_root, config.train_split)
-    path = config.label_network("cls")
+    path = stages.label_network(config, STAGE)
     torch.manual_seed(config.seed)
     classes = len(class_names(config.voc_root)) - 1
     classifier = Classifier(classes, config.width, config.dropout, config.backbone_dilation)
     if config.weights:
         checkpoint.load_into(classifier, config.weights, new=("fc8.",))
     made_from = [Path(config.weights)] if config.weights else []
-    runs.claim_folder(path.parent, config, "train_cls", [*made_from, *runs.training_data(config)])
+    runs.claim(config, STAGE, [*made_from, *runs.training_data(config)])
     if path.exists():
         print(f"classifier: {path} is complete")
         return
@@ -47,15 +52,9 @@ def run(config: Config) -> None:
         classifier.train()
         average_statistics_anew(classifier)
     classifier.to(device, memory_format=layout)
-    parameters = groups(classifier, ("fc8.",))
-    if config.cls_optimiser == "adamw":
-        same = [{"params": p, "factor": 1.0} for p, _ in parameters]
-        optimiser = torch.optim.AdamW(same, weight_decay=config.label_weight_decay)
-    else:
-        optimiser = sgd(parameters, 0, config.label_weight_decay)
-    network = wrapped(classifier, device)
+    network = distributed.data_parallel(classifier, device)
 
-    def losses(batch: dict) -> tuple[dict, dict]:
+    def losses(batch: dict, _epoch: float) -> Losses:
         with distributed.autocast(device, config.precision):
             logits = network(batch["x"].contiguous(memory_format=layout))
         return {"loss": F.multilabel_soft_margin_loss(logits.float(), batch["present"][:, 1:])}, {}
@@ -66,56 +65,36 @@ def run(config: Config) -> None:
         if epoch == config.epochs and distributed.rank() == 0:
             checkpoint.save_weights(path, classifier)
 
-    train(
-        config,
-        "classifier",
-        path.parent,
-        device,
-        {"classifier": classifier},
-        [optimiser],
-        poly_rate(config.cls_lr, config.epochs, config.label_power),
-        ImageLabelSamples(config.voc_root, ids, config.cls_side, config.crop),
-        config.cls_batch,
-        losses,
-        after_epoch,
-        "labels",
-        "--cls-batch",
+    training = Training(
+        title="classifier",
+        folder=path.parent,
+        networks={"classifier": classifier},
+        optimisers=[optimiser_of(config, classifier)],
+        rate=poly_rate(config.cls_lr, config.epochs, config.label_power),
+        samples=ImageLabelSamples(config.voc_root, ids, config.cls_side, config.crop),
+        batch=config.cls_batch,
+        batch_flag="--cls-batch",
+        losses=losses,
+        after_epoch=after_epoch,
+        refresh=partial(refresh_now_and_then, config, "labels"),
     )
+    train(training, config, device)
     if distributed.rank() == 0:
         refresh(config, "labels")
-        print(f"classifier: wrote {path}; next: python -m prepare_labels.make_cam_labels{config.flags()}")
+        print(f"classifier: wrote {path}; next: {stages.command(config, 'make_cam_labels')}")
 
 
-def freeze_first_blocks(network: torch.nn.Module) -> None:
-    """Label networks with pretrained weights keep conv1a and b2* as they are (PSA)."""
-    for block in (network.conv1a, network.b2, network.b2_1, network.b2_2):
-        block.requires_grad_(False)
-
-
-def average_statistics_anew(network: torch.nn.Module) -> None:
-    """Let BatchNorm's running statistics be the plain mean over the steps from here on.
-
-    Done before the last epoch, so that the statistics that everything later is frozen with fit the final weights,
-    however few steps there were; a moving average would still hold its start values after a short training.
-    """
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None
-
-
-def groups(network: torch.nn.Module, new: tuple[str, ...]) -> list[tuple[list[torch.nn.Parameter], float]]:
-    """Parameters with their factors on the learning rate: ×10 for new layers, ×2 for biases (PSA)."""
-    chosen: dict[float, list[torch.nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        factor = (10.0 if name.startswith(new) else 1.0) * (2.0 if name.endswith("bias") else 1.0)
-        chosen.setdefault(factor, []).append(parameter)
-    return [(parameters, factor) for factor, parameters in chosen.items()]
+def optimiser_of(config: Config, classifier: Classifier) -> torch.optim.Optimizer:
+    groups = parameter_groups(classifier, ("fc8.",))
+    if config.cls_optimiser == "sgd":
+        return sgd(groups, 0, config.label_weight_decay)
+    same = [{"params": parameters, "factor": 1.0} for parameters, _ in groups]
+    return torch.optim.AdamW(same, weight_decay=config.label_weight_decay)
 
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    run(parse(argv, __doc__))
+    run(parse(argv, __doc__, "psa"))
     distributed.stop()
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from datasets.errors import InputError
 from engine.checkpoint import load, load_into, load_state, save, save_weights
 from models.psa.classifier import Classifier
-from models.ssdd.difference.segmentation import SegmentationNetwork
+from models.ssdd.segmentation import SegmentationNetwork
 
 
 def network(seed=0, width=4):

@@ -13,7 +13,8 @@ import main_ssdd
 from datasets.errors import InputError
 from engine.runs import STAGE_FIELDS, claim_folder, finished, numbered
 from prepare_labels import train_cls
-from settings.config import Config, add_flags, check, config_from, demo, parse, preset, voc, with_recipe
+from settings.config import Config, check, demo, preset, voc, with_recipe
+from settings.flags import add_flags, config_from, parse
 from tests.conftest import as_flags
 
 # A value of each field that differs from voc()'s and can work alone.

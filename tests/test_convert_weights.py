@@ -11,7 +11,7 @@ import torch
 from datasets.errors import InputError
 from engine.checkpoint import load_into, load_state
 from models.psa.classifier import Classifier
-from models.ssdd.difference.segmentation import SegmentationNetwork
+from models.ssdd.segmentation import SegmentationNetwork
 from tools.convert_weights import main, read_mxnet
 
 GOLDEN = Path(__file__).parent / "golden"

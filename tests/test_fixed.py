@@ -15,10 +15,10 @@ from datasets.samples.seeds import FixedSeedSamples, SeedSamples
 from datasets.seed_store import store_path
 from datasets.voc import read_ids, read_mask, write_mask
 from engine import checkpoint, runs
+from evaluation.masks import evaluate
 from settings.config import SEED_SOURCES
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
-from tools.eval_masks import evaluate
 
 
 def run(mode, config, *more):

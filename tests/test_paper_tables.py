@@ -12,11 +12,11 @@ from PIL import Image
 import main_ssdd
 from datasets.seed_store import store_path
 from datasets.voc import CLASSES, read_ids, read_mask, write_mask
+from evaluation.masks import evaluate
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
 from tools import paper_tables
 from tools.chart import COLOURS, bars
-from tools.eval_masks import evaluate
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from scipy.stats import rankdata
 import main_ssdd
 from datasets.seed_store import SeedMaps, load_differences, load_maps, store_path
 from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
+from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
 from tools import seed_rivals
-from tools.eval_masks import evaluate
 from tools.seed_rivals import RULES, area_under_roc, choices, overrules, share_of_gap
 
 

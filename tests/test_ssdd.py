@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from models.resnet38 import ResNet38, train_with_frozen_batchnorm
 from models.ssdd import difference as ssdd
-from models.ssdd.difference.ddnet import DDNet
-from models.ssdd.difference.segmentation import SegmentationNetwork, masked_prediction, masked_probabilities
-from models.ssdd.difference.steps import DynamicStep, Integration, StaticStep
+from models.ssdd.ddnet import DDNet
+from models.ssdd.segmentation import SegmentationNetwork, masked_prediction, masked_probabilities
+from models.ssdd.steps import DynamicStep, Integration, StaticStep
 
 RNG = np.random.default_rng(0)
 

@@ -11,11 +11,11 @@ import main_ssdd
 from datasets.demo import make_demo
 from datasets.errors import InputError
 from datasets.voc import read_ids
+from evaluation.masks import evaluate
 from settings.config import demo, voc, with_recipe
 from tests.conftest import as_flags, tiny
 from tests.test_bad_input import refused
 from tools import study
-from tools.eval_masks import evaluate
 from tools.study import BASE, hold_out, jobs, variants
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from datasets.errors import InputError
-from datasets.samples.seeds import ImageLabelSamples
+from datasets.samples.image_labels import ImageLabelSamples
 from datasets.voc import read_ids
 from engine import checkpoint, distributed, runs
 from engine.training import EpochOrder, SeededSamples, cosine_rate, load_batches, poly_rate, sgd, train

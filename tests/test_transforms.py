@@ -10,7 +10,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from datasets.errors import InputError
-from datasets.samples.seeds import AffinityLabelSamples, ImageLabelSamples, SeedSamples, affinity_labels
+from datasets.samples.affinity_labels import AffinityLabelSamples, affinity_labels
+from datasets.samples.image_labels import ImageLabelSamples
+from datasets.samples.seeds import SeedSamples
 from datasets.seed_store import load_maps, save_differences, save_maps, store_path
 from datasets.transforms import (
     draw_jitter,

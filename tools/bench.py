@@ -31,9 +31,9 @@ from datasets.demo import draw
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.pictures import write_photo
-from datasets.samples.seeds import SeedSamples, as_tensor
+from datasets.samples.seeds import SeedSamples, StoredDifferences
 from datasets.seed_store import save_differences, save_maps, store_path
-from datasets.transforms import draw_jitter, normalise
+from datasets.transforms import as_tensor, draw_jitter, normalise
 from datasets.voc import (
     CLASSES,
     IGNORE,
@@ -46,14 +46,16 @@ from datasets.voc import (
     read_mask,
 )
 from engine import distributed
-from models.crf import CrfWorkers, dense_crf, masks_after_crf
+from engine.workers import Workers, at_most_cores, crf_kernel
+from models.crf import dense_crf, masks_after_crf
 from models.exact_crf import exact_crf, exact_masks
+from models.inference import multiscale_probabilities
 from models.psa.affinity import random_walk
-from models.ssdd.difference.segmentation import masked_prediction, multiscale_probabilities
-from models.ssdd.difference.steps import DynamicStep, StaticStep
-from modes.ssdd.networks import build, freeze_for_ssdd, network_input, optimisers_of
-from settings import config as settings
-from settings.config import Config
+from models.ssdd.segmentation import masked_prediction
+from models.ssdd.steps import DynamicStep, StaticStep
+from modes.ssdd.networks import build, freeze_for_ssdd, integration, network_input, optimisers_of
+from settings.config import Config, preset
+from settings.flags import Parser, add_flags, flags_of, parsed
 from tools.bench_labels import dense_walk, scene, walk_inputs
 
 ROWS = ("peak", "step0", "step2", "precompute", "evaluation", "crf", "labels", "loader")
@@ -167,7 +169,7 @@ def trainer(
     torch.manual_seed(config.seed)
     config, layout = (config, distributed.memory_format(device, config.width)) if fast else plain(config)
     segmentation, ddnet = build(config, dynamic)
-    how = config.integration()
+    how = integration(config)
     if dynamic:
         step = DynamicStep(segmentation, ddnet, how, config.alpha, config.seed_target, crf)
     else:
@@ -197,17 +199,17 @@ def step_rows(config: Config, device: torch.device, repeats: int, mode: int) -> 
     The baseline of mode 2 runs pydensecrf on one image after the other, as the released program does.
     """
     dynamic, functions = mode == 2, {}
-    with CrfWorkers(distributed.workers(config.workers) if config.crf_workers else 0) as workers, CrfWorkers(0) as none:
-        options = {"iterations": config.crf_train, "kernel": config.crf_kernel()}
+    with Workers(at_most_cores(config.workers) if config.crf_workers else 0) as workers:
+        options = {"iterations": config.crf_train, "kernel": crf_kernel(config)}
         exact = partial(exact_masks, **options)
-        ours = exact if config.crf == "exact" else partial(masks_after_crf, workers=workers, **options)
+        ours = exact if config.crf == "exact" else partial(masks_after_crf, submit=workers.submit, **options)
         functions["ours"] = trainer(config, device, dynamic, True, ours)
         functions["ours"]()  # torch.compile takes memory of its own
         memory = peak_memory(device, functions["ours"])
         if dynamic:
             without = lambda images, logits, present: partial(masked_prediction, logits, present)  # noqa: E731
             functions["without"] = trainer(config, device, True, True, without)
-        functions["plain"] = trainer(config, device, dynamic, False, partial(masks_after_crf, workers=none, **options))
+        functions["plain"] = trainer(config, device, dynamic, False, partial(masks_after_crf, **options))
         with FlopCounterMode(display=False) as counter:
             functions["plain"]()  # the exact CRF's arithmetic is no network's
         times = timed(device, repeats, **functions)
@@ -227,7 +229,7 @@ def precompute_rows(config: Config, device: torch.device, repeats: int) -> Itera
     batch = training_batch(replace(config, bn=config.eval_batch), device)
     ours = config, distributed.memory_format(device, config.width)
     for name, (own, layout) in {"ours": ours, "plain": plain(config)}.items():
-        step = StaticStep(*build(own, False), own.integration()).to(device, memory_format=layout).eval()
+        step = StaticStep(*build(own, False), integration(own)).to(device, memory_format=layout).eval()
         functions[name] = partial(predict, step, batch, device, own.precision, layout)
     times = timed(device, repeats, **functions)
     base = ("float32, NCHW", times["plain"])
@@ -302,7 +304,7 @@ def photographs_of(config: Config) -> list[str]:
 
 def crf_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
     """The training step's CRF of a batch, with pydensecrf in workers and exactly, against pydensecrf in one thread."""
-    side, kernel, count = config.crop // 4, config.crf_kernel(), config.bn
+    side, kernel, count = config.crop // 4, crf_kernel(config), config.bn
     cases = [case(config, n, side) for n in range(max(count, 8))]
     images = torch.from_numpy(np.stack([image for image, _, _ in cases])).to(device)
     logits = torch.full((len(cases), len(CLASSES), side, side), -20.0)
@@ -312,16 +314,16 @@ def crf_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dic
     inputs = (images, logits.to(device), present)
     batch = [t[:count] for t in inputs]
     options = {"iterations": config.crf_train, "kernel": kernel}
-    number = distributed.workers(max(1, config.workers))
-    with CrfWorkers(number) as workers, CrfWorkers(0) as none:
+    number = at_most_cores(max(1, config.workers))
+    with Workers(number) as workers:
         functions = {
             "exact": lambda: exact_masks(*batch, **options)(),
-            "workers": lambda: masks_after_crf(*batch, workers=workers, **options)(),
-            "one": lambda: masks_after_crf(*batch, workers=none, **options)(),
+            "workers": lambda: masks_after_crf(*batch, submit=workers.submit, **options)(),
+            "one": lambda: masks_after_crf(*batch, **options)(),
         }
         times = timed(device, repeats, **functions)
         exact = exact_masks(*inputs, **options)()
-        equal = (exact == masks_after_crf(*inputs, workers=workers, **options)()).float().mean((1, 2))
+        equal = (exact == masks_after_crf(*inputs, submit=workers.submit, **options)()).float().mean((1, 2))
         whole, halved = (
             exact_crf(images[:1], torch.softmax(inputs[1][:1], 1), present[:1], **options, half=half).argmax(1)
             for half in (False, True)
@@ -370,7 +372,8 @@ def loader_rows(config: Config, device: torch.device, repeats: int) -> Iterator[
                 save_maps(store_path(folder, image_id), labels, maps[0].numpy(), VOC_SIZE, "bench")
             small = np.zeros((config.crop // 4, config.crop // 4), np.float32)
             save_differences(store_path(folders[2], image_id), small, small, "bench")
-        samples = SeedSamples(name, ids, *folders[:2], config.crop, config.dynamic_side, differences=folders[2])
+        seeds, differences = dict(zip(("knowledge", "advice"), folders, strict=False)), StoredDifferences(folders[2])
+        samples = SeedSamples(name, ids, seeds, config.crop, config.dynamic_side, differences=differences)
         torch.set_num_threads(1)
         try:
             times = timed(
@@ -469,19 +472,18 @@ def machine(device: torch.device) -> str:
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = settings.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="rows to measure")
     parser.add_argument("--repeats", type=int, default=5, help="turns a row (default: 5)")
     parser.add_argument("--write", type=Path, metavar="FILE.json", help="keep the raw times here")
     parser.add_argument("--readme", action="store_true", help="measure nothing, make README.md's tables")
-    settings.add_flags(parser)
-    arguments = parser.parse_args(argv)
+    add_flags(parser, "ssdd")
+    config, arguments = parsed(parser, argv)
     if arguments.readme:
         update_readme(Path("README.md"), Path("docs/benchmarks"))
         return
     if arguments.repeats < 1:
         raise InputError(f"--repeats={arguments.repeats}: must be 1 or more")
-    config = settings.config_from(arguments)
     if class_names(config.voc_root) != CLASSES:
         raise InputError(f"--voc-root={config.voc_root} has its own classes: the benchmark needs VOC's, or no images")
     device = distributed.start(config.device)
@@ -507,8 +509,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def command_of(arguments: argparse.Namespace, config: Config) -> list[str]:
     """The command line without paths, which mean nothing to others."""
-    own = settings.preset(config.preset)
-    flags = replace(config, voc_root=own.voc_root, out=own.out).flags().split()
+    own = preset(config.preset)
+    flags = flags_of(replace(config, voc_root=own.voc_root, out=own.out))
     chosen = [] if list(arguments.only) == list(ROWS) else ["--only", *arguments.only]
     images = [f"--split={config.split}"] if photographs_of(config) else []
     return [*flags, *images, *chosen, f"--repeats={arguments.repeats}"]

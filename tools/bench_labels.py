@@ -23,10 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.errors import program
-from datasets.samples.seeds import as_tensor
 from datasets.seed_store import load_maps, save_maps
-from datasets.transforms import normalise
+from datasets.transforms import as_tensor, normalise
 from engine import distributed
+from engine.workers import at_most_cores
 from models.crf import dense_crf
 from models.psa.affinity import (
     AffinityNet,
@@ -198,7 +198,7 @@ def stage_times(image: np.ndarray, low: Tensor, cams: np.ndarray, width: float) 
 
 
 def processor() -> str:
-    cores = distributed.workers(1 << 20)
+    cores = at_most_cores(1 << 20)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
     return f"{name}, {cores} cores, {torch.get_num_threads()} threads, PyTorch {torch.__version__.partition('+')[0]}"

@@ -1,6 +1,6 @@
 """The README's picture: what the network of `make demo` sees in the first validation images.
 
-    python -m tools.demo_figure --out demo --figure docs/demo.png
+python -m tools.demo_figure --out demo --figure docs/demo.png
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 Each argument is the --out folder of a run; several are repetitions with other seeds, and every figure is then mean ±
 standard deviation over them. A row fills as far as its stages have run: raw seeds after mode 1, networks after mode 3,
-also those of --mode=4 --seed_source=psa|crf|ssdd|truth. Writes tables.md, tables.json, seeds.png and classes.png.
+also those of --mode=4 --seed_source=psa|psa_crf|ssdd|truth. Writes tables.md, tables.json, seeds.png and classes.png.
 """
 
 import argparse
@@ -17,24 +17,14 @@ from PIL import Image
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.voc import CLASSES, class_names, read_ids
-from engine import runs
+from engine import runs, stages
+from engine.seeds import OLD_NAMES
+from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
 from tools.chart import bars
-from tools.eval_masks import evaluate
 
-# Row → its raw seeds below --out, and the run whose network learned from them; {} stands for the modelid.
-RAW = {
-    "PSA": "prepare_labels/results/out_aff",
-    "PSA+CRF": "prepare_labels/results/out_aff_crf",
-    "static SSDD": "precompute/{}",
-}
-NETWORK = {
-    "PSA": "validation/fixed_psa_{}",
-    "PSA+CRF": "validation/fixed_crf_{}",
-    "static SSDD": "validation/fixed_ssdd_{}",
-    "dynamic SSDD": "validation/{}",
-    "ground truth": "validation/fixed_truth_{}",
-}
+# Row → the seed source that it is about; dynamic SSDD has none, its network makes its own masks.
+ROWS = {"PSA": "psa", "PSA+CRF": "psa_crf", "static SSDD": "ssdd", "dynamic SSDD": "", "ground truth": stages.TRUTH}
 # As published, VOC 2012, percent: the poster's first table (dynamic SSDD: the paper's) and the rows of its second.
 PUBLISHED_RAW = {"PSA": 52.5, "PSA+CRF": 48.0, "static SSDD": 53.4}
 PUBLISHED_NETWORK = {"PSA": 58.4, "PSA+CRF": 59.0, "static SSDD": 61.4, "dynamic SSDD": 64.9}
@@ -51,17 +41,30 @@ PUBLISHED_CLASS_MEAN = {"PSA": 61.7, "dynamic SSDD": 64.9}
 
 
 def measure(outs: list[Path], modelid: str, root: str, raw_ids: list[str], ids: list[str]) -> dict:
-    """{"raw", "network", "network + CRF"} → {row: {out folder: figures of eval_masks.evaluate}}, for what is there."""
-    places = [("raw", RAW, "", raw_ids), ("network", NETWORK, "mask", ids), ("network + CRF", NETWORK, "crf", ids)]
-    found: dict[str, dict] = {}
-    for column, rows, below, image_ids in places:
-        found[column] = {}
-        for row, place in rows.items():
-            folders = {out: out / place.format(modelid) / below for out in outs}
-            figures = {str(out): evaluate(f, root, image_ids) for out, f in folders.items() if f.is_dir()}
+    """{"raw", "network", "network + CRF"} → {row: {out folder: figures of evaluation.masks}}, for what is there."""
+    written = stages.sources()
+    found: dict[str, dict] = {"raw": {}, "network": {}, "network + CRF": {}}
+    for row, source in ROWS.items():
+        for column, rows in found.items():
+            if column != "raw":
+                below = [masks_folder(out, modelid, source) / {"network": "mask"}.get(column, "crf") for out in outs]
+            elif source in written:
+                below = [out / stages.filled(written[source][1].folder, modelid) for out in outs]
+            else:
+                continue
+            image_ids = raw_ids if column == "raw" else ids
+            there = zip(outs, below, strict=True)
+            figures = {str(out): evaluate(folder, root, image_ids) for out, folder in there if folder.is_dir()}
             if figures:
-                found[column][row] = figures
+                rows[row] = figures
     return found
+
+
+def masks_folder(out: Path, modelid: str, source: str) -> Path:
+    """What mode 3 made of the network that learned from a source."""
+    names = [source, *(old for old, new in OLD_NAMES.items() if new == source)]
+    folders = [out / stages.filled(stages.STAGES["mode 3"].folders[0], modelid, name) for name in names]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def cell(figures: dict[str, dict] | None, name: str | None = None) -> str:
@@ -87,7 +90,7 @@ def as_markdown(found: dict, configs: list[dict], outs: list[Path], splits: list
         "| published on VOC: network, val |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in NETWORK:
+    for row in ROWS:
         counts = sorted({len(found[column][row]) for column in found if found[column].get(row)})
         number = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(sum(counts))
         cells = [cell(found[column].get(row)) for column in found]
@@ -131,10 +134,10 @@ def charts(found: dict, title: str) -> dict[str, Image.Image]:
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
     mious = {
-        column: [spread([f["miou"] for f in rows.get(row, {}).values()]) for row in NETWORK]
+        column: [spread([f["miou"] for f in rows.get(row, {}).values()]) for row in ROWS]
         for column, rows in found.items()
     }
-    pictures = {"seeds.png": bars(f"mIoU, {title}", list(NETWORK), mious)}
+    pictures = {"seeds.png": bars(f"mIoU, {title}", list(ROWS), mious)}
     networks = found["network + CRF"]
     figures = [f["iou"] for rows in networks.values() for f in rows.values()]
     shown = [c for c in (figures[0] if figures else ()) if any(f[c] is not None for f in figures)]

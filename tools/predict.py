@@ -31,8 +31,10 @@ from datasets.transforms import MEAN, STD, normalise
 from datasets.voc import decode, rgb, write_mask
 from engine import checkpoint, distributed
 from engine.progress import progress
+from engine.workers import crf_kernel
 from models.crf import dense_crf
-from models.ssdd.difference.segmentation import SegmentationNetwork, multiscale_probabilities, resize
+from models.inference import multiscale_probabilities, resize
+from models.ssdd.segmentation import SegmentationNetwork
 from settings.config import check
 
 # Not all that Pillow knows: one of the others runs Ghostscript.
@@ -66,7 +68,10 @@ class Predictor:
         self.config, self.classes = checkpoint.load_description(weights)
         if scales:
             self.config = replace(self.config, eval_scales=tuple(scales))
-            check(self.config)
+            try:
+                check(self.config)
+            except ValueError as error:
+                raise InputError(str(error)) from None
         config = self.config
         self.crf, self.device = crf, distributed.start(device)
         network = SegmentationNetwork(
@@ -102,7 +107,7 @@ class Predictor:
         # The softmax of a sum of probabilities, as in mode 3, so that masks are the same.
         maps = torch.softmax(resize(self._summed(image), size), dim=1)[0].numpy()
         if self.crf:
-            maps = dense_crf(_shrunk(image, size), maps, self.config.crf_eval, self.config.crf_kernel())
+            maps = dense_crf(_shrunk(image, size), maps, self.config.crf_eval, crf_kernel(self.config))
         mask = maps.argmax(axis=0).astype(np.uint8)
         return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
 

@@ -2,15 +2,16 @@
 
     python -m tools.seed_rivals demo demo1 demo2 --json rivals.json
 
-Each argument is the --out folder of a finished mode 1; several are repetitions with other seeds. Rivals: always PSA,
-always PSA+CRF, at each pixel the one with the larger probability, and SSDD without its DD-Net: PSA+CRF but for the
-classes that it lost (the flags alone). The oracle takes at each pixel the mask that is right (PSA where both or none
-is), so it is the ceiling of every choice between the two. True masks are used to judge only, but for the line about the
-bias, which is chosen on every second image and judged on the others.
+Each argument is the --out folder of a finished mode 1; several are repetitions with other seeds. Rivals: always the
+knowledge (PSA), always the advice (PSA+CRF), at each pixel the one with the larger probability, and SSDD without its
+DD-Net: the advice but for the classes that it lost (the flags alone). The oracle takes at each pixel the mask that is
+right (the knowledge where both or none is), so it is the ceiling of every choice between the two. True masks are used
+to judge only, but for the line about the bias, which is chosen on every second image and judged on the others.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,14 @@ import torch
 
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
-from datasets.seed_store import SeedMaps, load_differences, load_maps, store_path
+from datasets.seed_store import SeedMaps, load_differences, read_seed, store_path
 from datasets.voc import IGNORE, class_names, mask_path, read_ids, read_mask
-from engine import runs
+from engine import runs, seeds, stages
 from evaluation.metrics import confusion, iou, mean_and_spread, mean_iou
+from models.inference import resize
 from models.ssdd.difference import integrate, missing_class_flags
-from models.ssdd.difference.segmentation import resize
 
-RULES = ("PSA", "PSA+CRF", "larger probability", "flags alone", "static SSDD", "oracle")
-COMPARED = RULES[2:5]
-SINGLE = RULES[:2]
+COMPARED = ("larger probability", "flags alone", "static SSDD")  # beside the two masks alone and the oracle
 BIASES = tuple(np.arange(-1.0, 1.05, 0.1).round(1).tolist())
 BINS = 400  # of σ(d_K) − σ(d_A) in −1…1
 
@@ -35,7 +34,7 @@ BINS = 400  # of σ(d_K) − σ(d_A) in −1…1
 def choices(
     knowledge: SeedMaps, advice: SeedMaps, flags: torch.Tensor, refined: np.ndarray, truth: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The mask H×W of every rule.
+    """The mask H×W of every rule that chooses between the two.
 
     Args:
         flags: 1×C, the classes that the advice lost.
@@ -44,17 +43,17 @@ def choices(
     """
     # PSA's maps do not sum to 1, the CRF's do.
     sure = [maps.maps.max(axis=0) / np.maximum(maps.maps.sum(axis=0), 1e-12) for maps in (knowledge, advice)]
-    k, a = (maps.classes[maps.maps.argmax(axis=0)] for maps in (knowledge, advice))
+    k, a = knowledge.mask(), advice.mask()
     larger = np.where(sure[1] >= sure[0], a, k)
     oracle = np.where((a == truth) & (k != truth), a, k)
     lost = flags[0].numpy() > 0
     by_flags = np.where(lost[k] & ~lost[a], k, a)
-    return dict(zip(RULES, (k, a, larger, by_flags, refined, oracle), strict=True))
+    return dict(zip((*COMPARED, "oracle"), (larger, by_flags, refined, oracle), strict=True))
 
 
 def lost_classes(knowledge: SeedMaps, advice: SeedMaps, classes: int, kept: bool) -> torch.Tensor:
     """The integration's flags of one image, 1×C."""
-    pair = [torch.from_numpy(maps.classes[maps.maps.argmax(axis=0)])[None] for maps in (knowledge, advice)]
+    pair = [torch.from_numpy(maps.mask())[None] for maps in (knowledge, advice)]
     present = torch.zeros(1, classes)
     present[0, torch.from_numpy(knowledge.classes)] = 1
     return missing_class_flags(*pair, present, kept)
@@ -64,7 +63,8 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     """All figures of one run.
 
     Returns:
-        "rules": {rule: {"miou", "iou": {class: float or None}}}, "images": {id: {rule: mean IoU of its classes}},
+        "pair": titles of knowledge and advice; "rules": {rule: {"miou", "iou": {class: float or None}}}, "images":
+        {id: {rule: mean IoU of its classes}},
         "share_of_gap", "pixels" (how often which mask is right where they differ, and what each rule makes of it),
         "change" (area under the ROC curve of d_K and of d_A as a sign that the masks differ), "detection" (that of
         σ(d_K) − σ(d_A) as a sign that the advice is right), "bias".
@@ -72,39 +72,35 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     Raises:
         InputError: a map or mask is missing, damaged or of another size than its true mask.
     """
-    folder = out / "precompute" / modelid
-    runs.need(folder / "config.json", "python main_ssdd.py --mode=1")
-    stored = runs.read_config(folder / "config.json")
-    used_bias = stored["seed_bias"] if stored["bias_favours"] == "advice" else -stored["seed_bias"]
+    config = replace(runs.stored_config(out, modelid, "mode 1"), out=str(out), voc_root=root)
+    folder, pair = stages.folder(config, "mode 1"), seeds.pair(config)
+    single = tuple(source.title for source in pair)
+    rules = (*single, *COMPARED, "oracle")
+    used_bias = config.seed_bias if config.bias_favours == "advice" else -config.seed_bias
     names = class_names(root)
-    counts = dict.fromkeys(RULES, 0)
+    counts = dict.fromkeys(rules, 0)
     halves = [dict.fromkeys(BIASES, 0) for _ in range(2)]
-    pixels = dict.fromkeys(("differ", "PSA right", "PSA+CRF right", *COMPARED, "bias overruled"), 0)
+    pixels = dict.fromkeys(("differ", *(f"{name} right" for name in single), *COMPARED, "bias overruled"), 0)
     changes, histograms = np.zeros((2, 2, BINS)), np.zeros((2, BINS))
     images = {}
     for place, image_id in enumerate(ids):
         truth = read_mask(mask_path(root, image_id), len(names))
-        seeds = [
-            load_maps(store_path(out / "prepare_labels" / "results" / kind, image_id))
-            for kind in ("out_aff", "out_aff_crf")
-        ]
+        both = [read_seed(source.folder, image_id, truth.shape, None, len(names)) for source in pair]
         refined = read_mask(folder / f"{image_id}.png", len(names))
-        for name, shape in {"PSA": seeds[0].maps.shape[1:], "PSA+CRF": seeds[1].maps.shape[1:],
-                            "static SSDD": refined.shape}.items():  # fmt: skip
-            if shape != truth.shape:
-                raise InputError(f"{out}, {image_id}: {name} is {shape}, its true mask {truth.shape}")
-        flags = lost_classes(*seeds, len(names), stored["flag_rule"] == "kept")
-        masks = choices(*seeds, flags, refined, truth)
+        if refined.shape != truth.shape:
+            raise InputError(f"{out}, {image_id}: static SSDD is {refined.shape}, its true mask {truth.shape}")
+        flags = lost_classes(*both, len(names), config.flag_rule == "kept")
+        k, a = (seed.mask() for seed in both)
+        masks = dict(zip(single, (k, a), strict=True)) | choices(*both, flags, refined, truth)
         own = {rule: confusion(truth, mask, len(names)) for rule, mask in masks.items()}
-        counts = {rule: counts[rule] + own[rule] for rule in RULES}
+        counts = {rule: counts[rule] + own[rule] for rule in rules}
         images[image_id] = {rule: mean_iou(count) for rule, count in own.items()}
 
-        k, a = (masks[rule] for rule in SINGLE)
         differ = (k != a) & (truth != IGNORE)
         right_k, right_a = differ & (k == truth), differ & (a == truth)
         pixels["differ"] += int(differ.sum())
-        pixels["PSA right"] += int(right_k.sum())
-        pixels["PSA+CRF right"] += int(right_a.sum())
+        pixels[f"{single[0]} right"] += int(right_k.sum())
+        pixels[f"{single[1]} right"] += int(right_a.sum())
         for rule in COMPARED:
             pixels[rule] += int((differ & (masks[rule] == truth)).sum())
 
@@ -124,14 +120,15 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         at = [torch.from_numpy(mask[differ].astype(np.int64)).view(1, 1, -1) for mask in (k, a)]
         at_d = [d[:, :, torch.from_numpy(differ)].unsqueeze(2) for d in (d_k, d_a)]
         for bias in BIASES:
-            chosen = integrate(*at, *at_d, flags, bias, stored["seed_bg"]).flatten().numpy()
+            chosen = integrate(*at, *at_d, flags, bias, config.seed_bg).flatten().numpy()
             count = same + confusion(truth[differ], chosen, len(names))
             halves[place % 2][bias] = halves[place % 2][bias] + count
 
     figures = {rule: {"miou": mean_iou(count), "iou": by_class(names, iou(count))} for rule, count in counts.items()}
     return {
+        "pair": single,
         "rules": figures,
-        "share_of_gap": share_of_gap({rule: f["miou"] for rule, f in figures.items()}),
+        "share_of_gap": share_of_gap({rule: f["miou"] for rule, f in figures.items()}, single),
         "pixels": pixels,
         "change": [area_under_roc(*histogram) for histogram in changes],
         "detection": area_under_roc(*histograms),
@@ -149,9 +146,9 @@ def by_class(names: tuple[str, ...], values: np.ndarray) -> dict[str, float | No
     return {name: float(v) if np.isfinite(v) else None for name, v in zip(names, values, strict=True)}
 
 
-def share_of_gap(figures: dict[str, float]) -> float | None:
+def share_of_gap(figures: dict[str, float], single: tuple[str, str]) -> float | None:
     """(SSDD − best single mask) / (oracle − best single mask); None where the oracle gains nothing."""
-    best = max(figures[rule] for rule in SINGLE)
+    best = max(figures[rule] for rule in single)
     gap = figures["oracle"] - best
     return (figures["static SSDD"] - best) / gap if gap > 0 else None
 
@@ -174,18 +171,19 @@ def chosen_bias(halves: list[dict[float, np.ndarray]]) -> dict:
 def as_markdown(results: dict[str, dict], seen: str) -> str:
     """Tables of all runs together, percent, mean ± standard deviation over the runs."""
     judged = list(results.values())
-    known = [
-        c for c in judged[0]["rules"]["PSA"]["iou"] if any(r["rules"]["PSA"]["iou"][c] is not None for r in judged)
-    ]
+    single = judged[0]["pair"]
+    k, a = single
+    classes = judged[0]["rules"][k]["iou"]
+    known = [c for c in classes if any(r["rules"][k]["iou"][c] is not None for r in judged)]
     lines = [f"| {seen} | mIoU | {' | '.join(known)} |", f"|---|---|{'---|' * len(known)}"]
-    for rule in RULES:
+    for rule in judged[0]["rules"]:
         cells = [mean_and_spread([r["rules"][rule]["iou"][c] for r in judged]) for c in known]
         total = mean_and_spread([r["rules"][rule]["miou"] for r in judged])
         lines.append(f"| {rule} | **{total}** | {' | '.join(cells)} |")
     shares = [r["share_of_gap"] for r in judged]
     lines += ["", f"Of the way from the best single mask to the oracle, SSDD goes {mean_and_spread(shares)} %."]
-    lines += ["", "| of the pixels where PSA and PSA+CRF differ | % |", "|---|---|"]
-    for name in ("PSA right", "PSA+CRF right", *COMPARED):
+    lines += ["", f"| of the pixels where {k} and {a} differ | % |", "|---|---|"]
+    for name in (f"{k} right", f"{a} right", *COMPARED):
         shown = [r["pixels"][name] / r["pixels"]["differ"] if r["pixels"]["differ"] else None for r in judged]
         label = name if "right" in name else f"{name} right"
         lines.append(f"| {label} | {mean_and_spread(shown)} |")
@@ -193,8 +191,9 @@ def as_markdown(results: dict[str, dict], seen: str) -> str:
     lines.append(f"| the difference maps overrule the bias | {mean_and_spread(shown)} |")
     lines += ["", "| images in which, by the mean IoU of their classes | % |", "|---|---|"]
     for label, holds in IMAGES.items():
+        label = label.format(k=k, a=a)
         shown = [
-            np.mean([holds(*(image[rule] for rule in (*SINGLE, "static SSDD"))) for image in r["images"].values()])
+            np.mean([holds(*(image[rule] for rule in (*single, "static SSDD"))) for image in r["images"].values()])
             for r in judged
         ]
         lines.append(f"| {label} | {mean_and_spread(shown)} |")
@@ -202,8 +201,9 @@ def as_markdown(results: dict[str, dict], seen: str) -> str:
     detection = mean_and_spread([r["detection"] for r in judged])
     lines += [
         "",
-        "Area under the ROC curve (50: it knows nothing) of the difference maps as a sign that PSA and PSA+CRF differ: "
-        f"d_K {change[0]}, d_A {change[1]}; of σ(d_K) − σ(d_A) as a sign that the CRF is right: {detection}.",
+        "Area under the ROC curve (50: it knows nothing) of the difference maps as a sign that "
+        f"{k} and {a} differ: d_K {change[0]}, d_A {change[1]}; of σ(d_K) − σ(d_A) as a sign that {a} is right: "
+        f"{detection}.",
     ]
     for out, r in results.items():
         if r["bias"]:
@@ -216,13 +216,13 @@ def as_markdown(results: dict[str, dict], seen: str) -> str:
     return "\n".join(lines)
 
 
-# (psa, crf, ssdd) → whether an image counts; "hurts" and "helps" mean by more than a percent point.
+# (knowledge, advice, ssdd) → whether an image counts; "hurts" and "helps" mean by more than a percent point.
 IMAGES = {
-    "the CRF hurts PSA by more than 1 point": lambda psa, crf, ssdd: crf < psa - 0.01,
-    "the CRF helps PSA by more than 1 point": lambda psa, crf, ssdd: crf > psa + 0.01,
-    "SSDD is better than PSA": lambda psa, crf, ssdd: ssdd > psa,
-    "SSDD is better than PSA+CRF": lambda psa, crf, ssdd: ssdd > crf,
-    "SSDD is worse than both": lambda psa, crf, ssdd: ssdd < min(psa, crf),
+    "{a} is worse than {k} by more than 1 point": lambda k, a, ssdd: a < k - 0.01,
+    "{a} is better than {k} by more than 1 point": lambda k, a, ssdd: a > k + 0.01,
+    "SSDD is better than {k}": lambda k, a, ssdd: ssdd > k,
+    "SSDD is better than {a}": lambda k, a, ssdd: ssdd > a,
+    "SSDD is worse than both": lambda k, a, ssdd: ssdd < min(k, a),
 }
 
 

@@ -10,8 +10,6 @@ the tables of tools.seed_rivals (rivals.md) and tools.paper_tables (tables/) of 
 main_ssdd.py hold, but for those of one stage alone.
 """
 
-import contextlib
-import io
 import json
 import os
 import shlex
@@ -29,17 +27,17 @@ from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.samples.seeds import SeedSamples
 from datasets.voc import CLASSES_FILE, list_path, read_ids
+from engine import seeds, stages
+from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
-from settings import config as settings
-from settings.config import SEED_SOURCES, Config
-from tools import paper_tables, seed_rivals
-from tools.eval_masks import evaluate
+from settings.config import Config
+from settings.flags import Parser, add_flags, parsed
 
 BASE = "base"  # modelid of the runs with the recipe as it is
 HELD_OUT = 5  # every fifth image
 EVERY_EPOCH = ("--checkpoint-epochs=1",)  # of mode 0 is kept: mode 1 may take an earlier one (difference 8)
 OF_ONE_STAGE = ("epochs", "fresh", "modelid", "seed_source", "split", "submit")
-LABELS = ("train_cls", "make_cam_labels", "train_aff", "make_aff_labels")
+FIXED = ("psa", "psa_crf", "ssdd", "truth")  # seeds that networks are trained on alone
 
 
 @dataclass(frozen=True)
@@ -95,39 +93,33 @@ def jobs(config: Config, seeds: int, variant_seeds: int) -> list[Job]:
     for seed in range(config.seed, config.seed + seeds):
         own = replace(config, out=str(Path(config.out) / f"seed{seed}"), modelid=BASE, seed=seed)
         start = [f"--weights={config.weights}"] if config.weights else []
-        chain = [
-            ["-m", f"prepare_labels.{step}", *flags(own), *(start if step == "train_cls" else [])] for step in LABELS
-        ]
+        chain = [[*stages.arguments(own, step), *(start if step == "train_cls" else [])] for step in stages.PSA]
+        static = [[*stages.arguments(own, "mode 0"), *EVERY_EPOCH], stages.arguments(own, "mode 1")]
         base = f"seed{seed} labels and static"
-        bases.append(Job(base, own, [*chain, mode(0, own, *EVERY_EPOCH), mode(1, own)], ""))
+        bases.append(Job(base, own, [*chain, *static], ""))
         if seed >= config.seed + variant_seeds:
             continue
-        rest.append(Job(f"seed{seed} {BASE}", own, [mode(2, own), mode(3, own)], base))
-        for source in SEED_SOURCES[1:]:
-            fixed = [mode(number, own, f"--seed_source={source}") for number in (4, 3)]
-            rest.append(Job(f"seed{seed} fixed {source}", replace(own, seed_source=source), fixed, base))
+        dynamic = [stages.arguments(own, stage) for stage in ("mode 2", "mode 3")]
+        rest.append(Job(f"seed{seed} {BASE}", own, dynamic, base))
+        for source in FIXED:
+            fixed = replace(own, seed_source=source)
+            commands = [stages.arguments(fixed, stage) for stage in ("mode 4", "mode 3")]
+            rest.append(Job(f"seed{seed} fixed {source}", fixed, commands, base))
         for name, variant in variants(config).items():
             other = replace(own, modelid=name, **variant.fields)
-            commands = [mode(n, other, *(EVERY_EPOCH if n == 0 else ())) for n in range(variant.first, 4)]
+            modes = stages.SSDD[variant.first :]
+            commands = [[*stages.arguments(other, m), *(EVERY_EPOCH if m == "mode 0" else ())] for m in modes]
             rest.append(Job(f"seed{seed} {name}", other, commands, base))
     return bases + rest
 
 
-def flags(config: Config) -> list[str]:
-    return shlex.split(config.flags())
-
-
-def mode(number: int, config: Config, *more: str) -> list[str]:
-    return ["main_ssdd.py", f"--mode={number}", *flags(config), *more]
-
-
 def share_with_base(out: Path, name: str, first: int) -> None:
     """Let a variant that begins with mode `first` find the base's results of the modes before it."""
-    for mode_before, folder in ((0, "logs/sssdd_{}"), (1, "precompute/{}")):
-        link = out / folder.format(name)
-        if first > mode_before and not link.is_symlink():
+    for stage in stages.SSDD[: min(first, 2)]:
+        link, target = (out / stages.filled(stages.STAGES[stage].folders[0], modelid) for modelid in (name, BASE))
+        if not link.is_symlink():
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(Path(folder.format(BASE)).name)
+            link.symlink_to(target.name)
 
 
 def hold_out(config: Config) -> str:
@@ -238,14 +230,13 @@ def measure(config: Config, variant_seeds: int) -> dict:
     found: dict[str, dict[str, list[float]]] = {}
     for name in [BASE, *variants(config)]:
         first = 1 if name == BASE else variants(config)[name].first
-        columns = {"network": "validation/{}/mask", "network + CRF": "validation/{}/crf"}
+        masks = stages.filled(stages.STAGES["mode 3"].folders[0], name)
+        columns = {"network": f"{masks}/mask", "network + CRF": f"{masks}/crf"}
         if first < 2:
-            columns = {"seeds": "precompute/{}", **columns}
+            columns = {"seeds": stages.filled(stages.sources()["ssdd"][1].folder, name), **columns}
         found[name] = {
             column: [
-                evaluate(
-                    Path(config.out) / f"seed{seed}" / folder.format(name), root, train if column == "seeds" else val
-                )["miou"]
+                evaluate(Path(config.out) / f"seed{seed}" / folder, root, train if column == "seeds" else val)["miou"]
                 for seed in range(config.seed, config.seed + variant_seeds)
             ]
             for column, folder in columns.items()
@@ -257,8 +248,8 @@ def one_sided(config: Config) -> tuple[int, int]:
     """Training images whose difference map lacks changed or unchanged pixels (difference 10), and all images."""
     ids = read_ids(config.voc_root, config.train_split)
     own = replace(config, out=str(Path(config.out) / f"seed{config.seed}"))
-    folders = [own.labels_folder(kind) for kind in ("out_aff", "out_aff_crf")]
-    samples = SeedSamples(config.voc_root, ids, *folders, config.crop)
+    pair = dict(zip(("knowledge", "advice"), (source.folder for source in seeds.pair(own)), strict=True))
+    samples = SeedSamples(config.voc_root, ids, pair, config.crop)
     shares = [float((s["knowledge"] != s["advice"]).float().mean()) for s in (samples[n] for n in range(len(ids)))]
     return sum(share in (0.0, 1.0) for share in shares), len(ids)
 
@@ -299,18 +290,17 @@ def signed(differences: list[float]) -> str:
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = settings.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="runs of labels and static SSDD (default: 5)")
     parser.add_argument("--variant-seeds", type=int, default=3, help="of those, with all networks (default: 3)")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (default: 2)")
-    settings.add_flags(parser)
-    arguments = parser.parse_args(argv)
+    add_flags(parser, "psa", "ssdd")
+    config, arguments = parsed(parser, argv)
     given = [f"--{name}" for name in OF_ONE_STAGE if name in vars(arguments)]
     if given:
         raise InputError(f"{given[0]}: the study sets it itself; give the schedule with --static_epochs and the like")
     if not 1 <= arguments.variant_seeds <= arguments.seeds or arguments.jobs < 1:
         raise InputError("--jobs and --variant-seeds must be 1 or more, --seeds at least as many as --variant-seeds")
-    config = settings.config_from(arguments)
     if "out" not in vars(arguments):
         config = replace(config, out="study")
     out = Path(config.out)
@@ -339,13 +329,14 @@ def main(argv: list[str] | None = None) -> None:
     print(text)
     runs = [str(out / f"seed{config.seed + n}") for n in range(arguments.seeds)]
     own = [f"--modelid={BASE}", "--voc-root", config.voc_root]
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        seed_rivals.main([*runs, *own, "--json", str(out / "rivals.json")])
-    with atomic_write(out / "rivals.md") as temporary:
-        temporary.write_text(said.getvalue(), encoding="utf-8")
-    print(said.getvalue())
-    paper_tables.main([*runs[: arguments.variant_seeds], *own, "--into", str(out / "tables")])
+    rivals, tables = out / "rivals.md", out / "output" / "tables.txt"
+    for log in (rivals, tables):
+        log.unlink(missing_ok=True)
+    run_command(["-m", "tools.seed_rivals", *runs, *own, "--json", str(out / "rivals.json")], rivals)
+    run_command(
+        ["-m", "tools.paper_tables", *runs[: arguments.variant_seeds], *own, "--into", str(out / "tables")], tables
+    )
+    print(rivals.read_text(encoding="utf-8"), tables.read_text(encoding="utf-8"), sep="\n")
     print(f"study: {len(todo)} jobs, {seconds / 60:.0f} min of work, {minutes:.0f} min since this start; all in {out}")
 
 

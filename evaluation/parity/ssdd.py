@@ -8,18 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.parity.run import CRF, GRADIENTS, MASK, VALUES, Row, Run, fill, numpy, sampled
-from models.crf import CrfKernel, CrfWorkers, dense_crf, masks_after_crf
+from models.crf import CrfKernel, dense_crf, masks_after_crf
+from models.inference import multiscale_probabilities
 from models.resnet38 import ResNet38
+from models.ssdd.ddnet import DDNet
 from models.ssdd.difference import integrate, missing_class_flags
-from models.ssdd.difference.ddnet import DDNet
-from models.ssdd.difference.segmentation import (
-    SegmentationNetwork,
-    masked_prediction,
-    masked_probabilities,
-    multiscale_probabilities,
-    upsample_twice,
-)
-from models.ssdd.difference.steps import DynamicStep, Integration, StaticStep
+from models.ssdd.segmentation import SegmentationNetwork, masked_prediction, masked_probabilities, upsample_twice
+from models.ssdd.steps import DynamicStep, Integration, StaticStep
 
 INPUTS = frozenset("x present mask_k mask_a mask_seed img seg2_gain seg2_bias fn_d0 fn_d1 crf_p ev_x".split())
 EVALUATION_SCALES = (0.5, 0.75, 1, 1.25, 1.5)
@@ -94,15 +89,14 @@ def dynamic_rows(run: Run) -> Iterator[Row]:
             segmentation.seg_main.seg2.bias.copy_(torch.from_numpy(run.golden["seg2_bias"]))
     ddnet = fill(DDNet(2))
     inputs = (run.tensor("x"), present, torch.from_numpy(run.golden["img"]), run.tensor("mask_seed"))
-    with CrfWorkers(0) as workers:
-        crf = partial(masks_after_crf, iterations=3, kernel=CrfKernel(), workers=workers)
-        step = DynamicStep(segmentation, ddnet, Integration(), 0.5, "ssdd2", crf).to(run.device)
-        with run.autocast():
-            result = step(*inputs)
-        (result.loss_seg + result.loss_dd).backward()
-        step.seed_target = "ssdd1"
-        with run.autocast(), torch.no_grad():
-            loss_dd_paper = step(*inputs).loss_dd
+    crf = partial(masks_after_crf, iterations=3, kernel=CrfKernel())
+    step = DynamicStep(segmentation, ddnet, Integration(), 0.5, "ssdd2", crf).to(run.device)
+    with run.autocast():
+        result = step(*inputs)
+    (result.loss_seg + result.loss_dd).backward()
+    step.seed_target = "ssdd1"
+    with run.autocast(), torch.no_grad():
+        loss_dd_paper = step(*inputs).loss_dd
     first, second = result.modules
     main, sub = result.logits
     yield Row("dy_crf_mask", numpy(first.advice), MASK)

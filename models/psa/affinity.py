@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.global_batch import per_process_share
+from models.inference import resize
 from models.resnet38 import ResNet38, he_initialise, scaled
-from models.ssdd.difference import per_process_share
-from models.ssdd.difference.segmentation import resize
+from settings.common import CELL
 
 RADIUS = 5  # affinity is known between cells strictly closer than this
-CELL = 8  # pixels a cell of the feature grid
+
 
 
 class AffinityNet(ResNet38):

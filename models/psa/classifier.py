@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from models.inference import resize
 from models.resnet38 import ResNet38, he_initialise, scaled
-from models.ssdd.difference.segmentation import resize
 
 
 class Classifier(ResNet38):

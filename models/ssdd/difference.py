@@ -5,9 +5,10 @@ the difference logits N×1×h×w that the DD-Net predicts from the knowledge and
 """
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
+
+from models.global_batch import per_process_share
 
 
 def one_hot(mask: Tensor, classes: int) -> Tensor:
@@ -84,15 +85,6 @@ def balanced_bce(d: Tensor, difference: Tensor, dims: tuple[int, ...]) -> Tensor
     changed = (loss * difference).sum(dims) / torch.where(pixels[0] > 0, pixels[0], 1)
     unchanged = (loss * (1 - difference)).sum(dims) / torch.where(pixels[1] > 0, pixels[1], 1)
     return (changed + unchanged) / 2
-
-
-def per_process_share(count: Tensor) -> Tensor:
-    """The count of the global batch, per process: sums divided by it, averaged over processes, are global means."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        count = count.float()
-        torch.distributed.all_reduce(count)
-        count = count / torch.distributed.get_world_size()
-    return count
 
 
 def pair_difference_loss(d_k: Tensor, d_a: Tensor, knowledge: Tensor, advice: Tensor, flags: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Segmentation network: backbone and one or two heads, masked prediction, multi-scale evaluation."""
+"""Segmentation network: backbone and one or two heads, and its prediction among the classes that an image has."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.inference import resize
 from models.resnet38 import Features, ResNet38, he_initialise, scaled
 
 
@@ -97,11 +98,6 @@ def upsample_twice(head: HeadOutput) -> HeadOutput:
     return HeadOutput(*(resize(t.float(), (2 * t.shape[-2], 2 * t.shape[-1])) for t in head))
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The bilinear resize of the method: align_corners=False, no antialiasing."""
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-
-
 def masked_probabilities(logits: Tensor, present: Tensor) -> Tensor:
     """Softmax restricted to the labels of the image: softmax(logits)·y + 1e-4·y.
 
@@ -119,26 +115,3 @@ def masked_probabilities(logits: Tensor, present: Tensor) -> Tensor:
 def masked_prediction(logits: Tensor, present: Tensor) -> Tensor:
     """The network's mask among the classes that the image has: N×h×w, int64."""
     return masked_probabilities(logits.detach(), present).argmax(dim=1)
-
-
-@torch.no_grad()
-def multiscale_probabilities(network: SegmentationNetwork, x: Tensor, scales: tuple[float, ...]) -> Tensor:
-    """Sum of the softmaxes over scales and mirrors (method of the released evaluation).
-
-    Args:
-        network: in evaluation mode.
-        x: N×3×H×W normalised images.
-        scales: relative to the input.
-
-    Returns:
-        N×C×H×W sum of 2·len(scales) softmaxes, float32.
-    """
-    size = x.shape[-2:]
-    total = 0
-    for scale in scales:
-        scaled_x = x if scale == 1 else resize(x, (int(size[0] * scale), int(size[1] * scale)))
-        logits = network.main_logits(torch.cat([scaled_x, scaled_x.flip(-1)])).float()
-        logits = resize(logits, (8 * logits.shape[-2], 8 * logits.shape[-1]))
-        straight, mirrored = resize(torch.softmax(logits, dim=1), size).chunk(2)
-        total = total + straight + mirrored.flip(-1)
-    return total

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.ssdd.ddnet import DDNet
 from models.ssdd.difference import (
     dynamic_segmentation_loss,
     integrate,
@@ -17,8 +18,7 @@ from models.ssdd.difference import (
     pair_difference_loss,
     seed_difference_loss,
 )
-from models.ssdd.difference.ddnet import DDNet
-from models.ssdd.difference.segmentation import SegmentationNetwork, masked_prediction, upsample_twice
+from models.ssdd.segmentation import SegmentationNetwork, masked_prediction, upsample_twice
 
 
 class Integration(NamedTuple):

@@ -1,83 +1,83 @@
 """Mode 2: two SSDD modules and the segmentation network, end to end."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
+from datasets.samples.seeds import StoredDifferences
 from datasets.seed_store import store_path
 from datasets.voc import read_ids
-from engine import distributed, runs
-from engine.training import wrapped
-from models.crf import CrfWorkers, masks_after_crf
+from engine import distributed, runs, stages
+from engine.training import Losses
+from engine.workers import Workers, at_most_cores, crf_kernel
+from models.crf import masks_after_crf
 from models.exact_crf import exact_masks
-from models.ssdd.difference.steps import DynamicStep, StepResult, integrated
+from models.ssdd.steps import DynamicStep, StepResult, integrated
 from modes.ssdd.networks import (
     build,
     freeze_for_ssdd,
-    module_figures,
+    integration,
     network_input,
-    seed_samples,
+    pair_samples,
+    seed_integration,
     start_from_classifier,
     train_ssdd,
 )
+from modes.ssdd.pictures import module_figures, write_columns
 from script.make_pages import refresh
 from settings.config import Config
+
+STAGE = "mode 2"
+MODULES = {"Module 1: the network's mask": ("mask", "after CRF"), "Module 2: the seed": ("seed", "module 1")}
 
 
 def run(config: Config) -> None:
     config = config.stage(config.dynamic_epochs)
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
-    folder = config.run_folder(2)
-    differences = config.precompute_folder()
+    folder = stages.folder(config, STAGE)
     ids = read_ids(config.voc_root, config.train_split)
-    command = f"python main_ssdd.py --mode=1{config.flags()}"
-    runs.need_maps([store_path(differences, image_id) for image_id in ids], command)
-    samples = seed_samples(
-        config,
-        ids,
-        config.dynamic_side,
-        differences=differences,
-        move_maps=config.move_maps,
-        swap_maps=config.swap_maps,
-    )
+    differences = StoredDifferences(stages.folder(config, "mode 1"), config.move_maps, config.swap_maps)
+    maps = [store_path(differences.folder, image_id) for image_id in ids]
+    runs.need_all(maps, stages.command(config, "mode 1"))
+    samples = pair_samples(config, ids, config.dynamic_side, differences=differences)
 
     torch.manual_seed(config.seed)
     segmentation, ddnet = build(config, dynamic=True)
     weights = start_from_classifier(config, segmentation)
-    made_from = [weights, samples.knowledge, samples.advice, differences, *runs.training_data(config)]
-    runs.claim_folder(folder, config, "mode 2", made_from)
-    last = runs.numbered(folder, "seg", config.epochs)
+    runs.claim(config, STAGE, [weights, *samples.seeds.values(), differences.folder, *runs.training_data(config)])
+    write_columns(folder, samples, config.pictures, MODULES, seed=2)
+    last = stages.checkpoint_path(folder, "seg", config.epochs)
     if last.exists():
         print(f"mode 2: {last} is complete")
         return
     exact = config.crf == "exact"
-    with CrfWorkers(distributed.workers(config.workers) if config.crf_workers and not exact else 0) as workers:
-        function = exact_masks if exact else partial(masks_after_crf, workers=workers)
-        crf = partial(function, iterations=config.crf_train, kernel=config.crf_kernel())
-        step = DynamicStep(segmentation, ddnet, config.integration(), config.alpha, config.seed_target, crf)
+    with Workers(at_most_cores(config.workers) if config.crf_workers and not exact else 0) as workers:
+        crf = training_crf(config, workers)
+        step = DynamicStep(segmentation, ddnet, integration(config), config.alpha, config.seed_target, crf)
         step.to(device, memory_format=layout)
         freeze_for_ssdd(step, segmentation)
-        parallel = wrapped(step, device)
+        parallel = distributed.data_parallel(step, device)
 
         def result_of(batch: dict, network=step) -> StepResult:
-            m_ssdd0 = integrated(
-                batch["knowledge"],
-                batch["advice"],
-                batch["d_k"],
-                batch["d_a"],
-                batch["present"],
-                config.seed_integration(),
-            ).refined
+            masks, maps = (batch["knowledge"], batch["advice"]), (batch["d_k"], batch["d_a"])
+            m_ssdd0 = integrated(*masks, *maps, batch["present"], seed_integration(config)).refined
             return network(network_input(batch, layout), batch["present"], batch["small"], m_ssdd0)
 
-        def losses(batch: dict) -> tuple[dict, dict]:
+        def losses(batch: dict, _epoch: float) -> Losses:
             with distributed.autocast(device, config.precision):
                 result = result_of(batch, parallel)
             return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
 
-        train_ssdd(config, 2, device, step, samples, losses, result_of)
+        train_ssdd(config, STAGE, device, step, samples, losses, result_of)
     if distributed.rank() == 0:
-        refresh(config, "dssdd")
+        refresh(config, stages.STAGES[STAGE].page)
         print(f"mode 2: wrote {last}, pictures in {folder / 'imgs'}")
-        print(f"next: python main_ssdd.py --mode=3{config.flags()}")
+        print(f"next: {stages.command(config, 'mode 3')}")
+
+
+def training_crf(config: Config, workers: Workers) -> Callable:
+    """The dense CRF of the training step, as DynamicStep takes it."""
+    crf = exact_masks if config.crf == "exact" else partial(masks_after_crf, submit=workers.submit)
+    return partial(crf, iterations=config.crf_train, kernel=crf_kernel(config))

@@ -1,7 +1,7 @@
 """Mode 3: multi-scale inference with seg_main, dense CRF, mIoU."""
 
 import json
-import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -11,18 +11,30 @@ from torch.utils.data import Dataset
 
 from datasets.errors import InputError
 from datasets.files import atomic_write
-from datasets.samples.seeds import as_tensor
-from datasets.voc import class_names, list_path, mask_path, read_ids, read_image, write_mask, write_submission
-from engine import checkpoint, distributed, runs
-from engine.history import note_pass
-from engine.progress import progress
-from engine.training import load_batches
-from models.crf import CrfKernel, CrfWorkers, dense_crf
-from models.ssdd.difference.segmentation import multiscale_probabilities, resize
+from datasets.transforms import as_tensor
+from datasets.voc import (
+    class_names,
+    image_path,
+    list_path,
+    mask_path,
+    open_image,
+    read_ids,
+    read_image,
+    write_mask,
+    write_submission,
+)
+from engine import checkpoint, distributed, runs, stages
+from engine.loading import Batches
+from engine.passes import image_pass
+from engine.workers import crf_kernel
+from evaluation.masks import as_markdown, evaluate
+from models.crf import CrfKernel, dense_crf
+from models.inference import multiscale_probabilities, resize
 from modes.ssdd.networks import build, network_input
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
-from tools.eval_masks import as_markdown, evaluate
+
+STAGE = "mode 3"
 
 
 class SquareImages(Dataset):
@@ -43,47 +55,35 @@ def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
     ids = read_ids(config.voc_root, config.split)
-    folder = config.validation_folder()
-    trained_by, source = (4, f" --seed_source={config.seed_source}") if config.seed_source else (2, "")
-    command = f"python main_ssdd.py --mode={trained_by}{source}{config.flags()}"
+    folder = stages.folder(config, STAGE)
     if config.weights:
-        weights = runs.weights_or(config, Path(config.weights), command)
+        weights = runs.start_weights(config, "train_cls")
     else:
-        weights = runs.finished(config.run_folder(trained_by), "seg", command, config)
+        weights = runs.last_checkpoint(config, "mode 4" if config.seed_source else "mode 2", "seg")
     trained, classes = checkpoint.load_description(weights)[1], class_names(config.voc_root)
     if trained != classes:
         raise InputError(f"{weights} knows other classes ({' '.join(trained)}) than {config.voc_root} has")
     network, _ = build(config, dynamic=False)
     checkpoint.load_into(network, weights, unused=("seg_sub.",))
     network.to(device, memory_format=layout).eval()
-    runs.claim_folder(folder, config, "mode 3", [weights])
+    runs.claim(config, STAGE, [weights])
 
     kinds = {"mask": folder / "mask", "mask after CRF": folder / "crf"}
-    started = time.perf_counter()
-    mine = [
-        (place, 0)
-        for place in distributed.shard(range(len(ids)))
-        if not all((kind / f"{ids[place]}.png").exists() for kind in kinds.values())
-    ]
+
+    def is_done(image_id: str) -> bool:
+        return all((kind / f"{image_id}.png").exists() for kind in kinds.values())
+
     images = SquareImages(config.voc_root, ids, config.eval_size)
-    batches = load_batches(config, images, config.eval_batch, mine, device)
-    with (
-        distributed.faults("--eval_batch", config.eval_batch),
-        CrfWorkers(distributed.workers(config.workers)) as workers,
-        progress("mode 3", len(mine), len(ids)) as bar,
-    ):
-        for batch in iter(lambda: next(batches), None):
+    refreshed = partial(refresh_now_and_then, config, "val")
+    with image_pass(config, STAGE, folder, ids, is_done, refreshed, ("--eval_batch", config.eval_batch)) as left:
+        for batch in Batches(config, images, left.keys(), device):
             with distributed.autocast(device, config.precision):
                 summed = multiscale_probabilities(network, network_input(batch, layout), config.eval_scales)
             for image_id, maps in zip(batch["id"], summed.cpu().numpy(), strict=True):
                 outputs = [kind / f"{image_id}.png" for kind in kinds.values()]
-                image = read_image(config.voc_root, image_id)
-                workers.queue(write_masks, image, maps, outputs, config.crf_eval, config.crf_kernel())
-            bar.update(len(batch["id"]))
-            refresh_now_and_then(config, "val")
-    distributed.barrier()
+                photo = image_path(config.voc_root, image_id)
+                left.write(image_id, write_masks, photo, maps, outputs, config.crf_eval, crf_kernel(config))
     if distributed.rank() == 0:
-        note_pass(folder, len(mine), started)
         report(config, ids, kinds)
         if config.submit:
             write_submission(config.submit, folder / "crf", config.voc_root, ids)
@@ -92,13 +92,14 @@ def run(config: Config) -> None:
         print(f"next: python -m tools.predict PICTURES --weights {weights} --out masks")
 
 
-def write_masks(image: np.ndarray, summed: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel) -> None:
+def write_masks(photo: Path, summed: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel) -> None:
     """Write the mask of one image without and with CRF, at the image's own size.
 
     Args:
-        image: H×W×3 uint8.
+        photo: file of the image.
         summed: C×s×s, the sum of softmaxes over scales and mirrors.
     """
+    image = open_image(photo)
     # The softmax of a sum of probabilities is flat; the published evaluation feeds just that to the CRF.
     probabilities = torch.softmax(resize(torch.from_numpy(summed)[None], image.shape[:2]), dim=1)[0].numpy()
     refined = dense_crf(image, probabilities, iterations, kernel)
@@ -112,7 +113,7 @@ def report(config: Config, ids: list[str], kinds: dict[str, Path]) -> None:
     if not any(mask_path(config.voc_root, image_id).exists() for image_id in ids):
         print(f"mode 3: masks of {len(ids)} images in {names}; no true masks for split '{config.split}', so no mIoU")
         return
-    path = config.validation_folder() / f"result_{config.split}.json"
+    path = stages.folder(config, STAGE) / f"result_{config.split}.json"
     results = figures_of_before(config, path, ids, kinds)
     if not results:
         results = {kind: evaluate(folder, config.voc_root, ids) for kind, folder in kinds.items()}

@@ -4,20 +4,23 @@ This is the "trained segmentation model" column of the poster: what a network ma
 SSDD, and, as the upper bound, of the true masks.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
 from datasets.errors import InputError
-from datasets.samples.seeds import FixedSeedSamples
-from datasets.seed_store import store_path
-from datasets.voc import IGNORE, class_names, mask_path, read_ids
-from engine import checkpoint, distributed, runs
+from datasets.samples.seeds import SeedSamples
+from datasets.voc import IGNORE, class_names, read_ids
+from engine import checkpoint, distributed, runs, seeds, stages
 from engine.history import History
-from engine.training import cosine_rate, train, wrapped
-from models.ssdd.difference import per_process_share
+from engine.training import Losses, Training, cosine_rate, train
+from models.global_batch import per_process_share
 from modes.ssdd.networks import build, freeze_for_ssdd, network_input, segmentation_optimiser, start_from_classifier
-from script.make_pages import refresh
-from settings.config import SEED_SOURCES, Config
+from script.make_pages import refresh, refresh_now_and_then
+from settings.config import Config
+
+STAGE = "mode 4"
 
 
 def run(config: Config) -> None:
@@ -25,22 +28,22 @@ def run(config: Config) -> None:
     samples = fixed_seeds(config, read_ids(config.voc_root, config.train_split))
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
-    folder = config.run_folder(4)
+    folder = stages.folder(config, STAGE)
 
     torch.manual_seed(config.seed)
     segmentation, _ = build(config, dynamic=False)
     weights = start_from_classifier(config, segmentation)
-    runs.claim_folder(folder, config, "mode 4", [weights, samples.seeds, *runs.training_data(config)])
-    last = runs.numbered(folder, "seg", config.epochs)
+    runs.claim(config, STAGE, [weights, samples.seeds["seed"], *runs.training_data(config)])
+    last = stages.checkpoint_path(folder, "seg", config.epochs)
     if last.exists():
         print(f"mode 4: {last} is complete")
         return
     segmentation.to(device, memory_format=layout)
     freeze_for_ssdd(segmentation, segmentation)
-    parallel = wrapped(segmentation, device)
+    parallel = distributed.data_parallel(segmentation, device)
     classes = class_names(config.voc_root)
 
-    def losses(batch: dict) -> tuple[dict, dict]:
+    def losses(batch: dict, _epoch: float) -> Losses:
         with distributed.autocast(device, config.precision):
             logits = parallel(network_input(batch, layout)).main.logits
         known = per_process_share((batch["seed"] != IGNORE).sum()).clamp(min=1)
@@ -48,49 +51,36 @@ def run(config: Config) -> None:
 
     def after_epoch(epoch: int, history: History | None) -> None:
         if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
-            checkpoint.save_weights(runs.numbered(folder, "seg", epoch), segmentation, config, classes)
+            checkpoint.save_weights(stages.checkpoint_path(folder, "seg", epoch), segmentation, config, classes)
 
-    train(
-        config,
-        f"mode 4, {config.seed_source}",
-        folder,
-        device,
-        {"segmentation": segmentation},
-        [segmentation_optimiser(config, segmentation)],
-        cosine_rate(config.lr, config.epochs),
-        samples,
-        config.bn,
-        losses,
-        after_epoch,
-        "index",
+    training = Training(
+        title=f"mode 4, {config.seed_source}",
+        folder=folder,
+        networks={"segmentation": segmentation},
+        optimisers=[segmentation_optimiser(config, segmentation)],
+        rate=cosine_rate(config.lr, config.epochs),
+        samples=samples,
+        batch=config.bn,
+        batch_flag="--bn",
+        losses=losses,
+        after_epoch=after_epoch,
+        refresh=partial(refresh_now_and_then, config),
     )
+    train(training, config, device)
     if distributed.rank() == 0:
         refresh(config)
         print(f"mode 4: wrote {last}")
-        print(f"next: python main_ssdd.py --mode=3 --seed_source={config.seed_source}{config.flags()}")
+        print(f"next: {stages.command(config, 'mode 3')}")
 
 
-def fixed_seeds(config: Config, ids: list[str]) -> FixedSeedSamples:
+def fixed_seeds(config: Config, ids: list[str]) -> SeedSamples:
     """Samples of the seeds that --seed_source names, which must all be there.
 
     Raises:
-        InputError: no source is named, or seeds are missing.
+        InputError: no source is named, it is unknown, or seeds are missing.
     """
     if not config.seed_source:
-        raise InputError(f"--mode=4 needs --seed_source: one of {', '.join(SEED_SOURCES[1:])}")
-    if config.seed_source == "truth":
-        paths = [mask_path(config.voc_root, image_id) for image_id in ids]
-        missing = [path for path in paths if not path.exists()]
-        if missing:
-            raise InputError(
-                f"{len(missing)} of {len(paths)} true masks are missing, first {missing[0]}: put them there, or name a "
-                "list whose images have them with --train_split"
-            )
-    elif config.seed_source == "ssdd":
-        paths = [config.precompute_folder() / f"{image_id}.png" for image_id in ids]
-        runs.need_maps(paths, f"python main_ssdd.py --mode=1{config.flags()}")
-    else:
-        kind = {"psa": "out_aff", "crf": "out_aff_crf"}[config.seed_source]
-        paths = [store_path(config.labels_folder(kind), image_id) for image_id in ids]
-        runs.need_maps(paths, f"python -m prepare_labels.make_aff_labels{config.flags()}")
-    return FixedSeedSamples(config.voc_root, ids, paths[0].parent, config.crop, config.static_side)
+        raise InputError(f"--mode=4 needs --seed_source: one of {seeds.known_names()}")
+    source = seeds.source(config, config.seed_source)
+    seeds.need(config, source, ids)
+    return SeedSamples(config.voc_root, ids, {"seed": source.folder}, config.crop, config.static_side)

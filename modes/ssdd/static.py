@@ -1,54 +1,58 @@
-"""Mode 0: train the segmentation network and the DD-Net on PSA (knowledge) against PSA+CRF (advice)."""
+"""Mode 0: train the segmentation network and the DD-Net on the knowledge (PSA) against the advice (PSA+CRF)."""
 
 import torch
 
 from datasets.voc import read_ids
-from engine import distributed, runs
-from engine.training import wrapped
-from models.ssdd.difference.steps import StaticStep, StepResult
+from engine import distributed, runs, seeds, stages
+from engine.training import Losses
+from models.ssdd.steps import StaticStep, StepResult
 from modes.ssdd.networks import (
     build,
     freeze_for_ssdd,
-    module_figures,
+    integration,
     network_input,
-    seed_samples,
+    pair_samples,
     start_from_classifier,
     train_ssdd,
 )
+from modes.ssdd.pictures import module_figures, write_columns
 from script.make_pages import refresh
 from settings.config import Config
+
+STAGE = "mode 0"
 
 
 def run(config: Config) -> None:
     config = config.stage(config.static_epochs)
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
-    folder = config.run_folder(0)
-    samples = seed_samples(config, read_ids(config.voc_root, config.train_split), config.static_side)
+    folder = stages.folder(config, STAGE)
+    samples = pair_samples(config, read_ids(config.voc_root, config.train_split), config.static_side)
 
     torch.manual_seed(config.seed)
     segmentation, ddnet = build(config, dynamic=False)
     weights = start_from_classifier(config, segmentation)
-    made_from = [weights, samples.knowledge, samples.advice, *runs.training_data(config)]
-    runs.claim_folder(folder, config, "mode 0", made_from)
-    last = runs.numbered(folder, "seg", config.epochs)
+    runs.claim(config, STAGE, [weights, *samples.seeds.values(), *runs.training_data(config)])
+    pair = tuple(source.title for source in seeds.pair(config))
+    write_columns(folder, samples, config.pictures, {"SSDD module": pair}, seed=1)
+    last = stages.checkpoint_path(folder, "seg", config.epochs)
     if last.exists():
         print(f"mode 0: {last} is complete")
         return
-    step = StaticStep(segmentation, ddnet, config.integration()).to(device, memory_format=layout)
+    step = StaticStep(segmentation, ddnet, integration(config)).to(device, memory_format=layout)
     freeze_for_ssdd(step, segmentation)
-    parallel = wrapped(step, device)
+    parallel = distributed.data_parallel(step, device)
 
     def result_of(batch: dict, network=step) -> StepResult:
         return network(network_input(batch, layout), batch["present"], batch["knowledge"], batch["advice"])
 
-    def losses(batch: dict) -> tuple[dict, dict]:
+    def losses(batch: dict, _epoch: float) -> Losses:
         with distributed.autocast(device, config.precision):
             result = result_of(batch, parallel)
         return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
 
-    train_ssdd(config, 0, device, step, samples, losses, result_of)
+    train_ssdd(config, STAGE, device, step, samples, losses, result_of)
     if distributed.rank() == 0:
-        refresh(config, "sssdd")
+        refresh(config, stages.STAGES[STAGE].page)
         print(f"mode 0: wrote {last}, pictures in {folder / 'imgs'}")
-        print(f"next: python main_ssdd.py --mode=1{config.flags()}")
+        print(f"next: {stages.command(config, 'mode 1')}")

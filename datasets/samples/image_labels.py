@@ -1,0 +1,31 @@
+"""Samples for the classifier: images and the classes that they have."""
+
+import torch
+from torch.utils.data import Dataset
+
+from datasets.transforms import as_tensor, colour_jitter, normalise, random_crop_or_pad, random_flip, random_long_side
+from datasets.voc import read_present, read_reduced
+
+
+class ImageLabelSamples(Dataset):
+    """x 3×crop×crop float32 normalised, present (21,).
+
+    Args:
+        root, ids: VOC folder and image ids.
+        sides: random long side, pixels.
+        crop: side of the crop; smaller images lie in zeros.
+    """
+
+    def __init__(self, root: str, ids: list[str], sides: tuple[int, int], crop: int):
+        self.root, self.ids, self.sides, self.crop = root, ids, sides, crop
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict:
+        image_id = self.ids[index]
+        pixels, _ = read_reduced(self.root, image_id, self.sides[1])
+        image = random_long_side(as_tensor(pixels), self.sides)
+        x = normalise(colour_jitter(*random_flip([image])))
+        (x,) = random_crop_or_pad([x], self.crop)
+        return {"id": image_id, "x": x, "present": torch.from_numpy(read_present(self.root, image_id))}

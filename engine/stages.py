@@ -1,0 +1,149 @@
+"""The stages of all systems: one table, in the order in which they run.
+
+What a stage's results depend on stands with the settings (settings.config.settings_of); what it computes, in the
+program that its command names. A new stage is an entry here and that program.
+"""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from settings.config import Config, settings_of
+from settings.flags import flags_of
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Masks or maps that stand for an image's mask: a source that other stages can name."""
+
+    name: str  # as --knowledge, --advice and --seed_source name it
+    title: str  # for people
+    folder: str  # below --out; {modelid} is the run's name
+
+
+@dataclass(frozen=True)
+class Stage:
+    title: str
+    command: str  # after `python`
+    # Below --out, that it fills; the first one holds its history. {modelid} is the run's name, {fixed} names the seeds
+    # of mode 4 and is empty for the network of mode 2.
+    folders: tuple[str, ...]
+    inputs: tuple[str, ...] = ()  # stages whose results it always reads; seed sources come on top
+    epochs: str = ""  # the setting that says for how many it trains; empty: it passes over the images once
+    page: str = "index"  # that shows it, of script/
+    seeds: tuple[Seeds, ...] = ()  # that it writes
+
+
+RESULTS = "prepare_labels/results"
+STAGES = {
+    "train_cls": Stage(
+        "classifier", "-m prepare_labels.train_cls", (f"{RESULTS}/cls",), epochs="cls_epochs", page="labels"
+    ),
+    "make_cam_labels": Stage(
+        "CAM",
+        "-m prepare_labels.make_cam_labels",
+        (f"{RESULTS}/out_cam", f"{RESULTS}/out_la_crf", f"{RESULTS}/out_ha_crf"),
+        ("train_cls",),
+        page="labels",
+        seeds=(Seeds("cam", "CAM", f"{RESULTS}/out_cam"),),
+    ),
+    "train_aff": Stage(
+        "AffinityNet",
+        "-m prepare_labels.train_aff",
+        (f"{RESULTS}/aff",),
+        ("train_cls", "make_cam_labels"),
+        epochs="aff_epochs",
+        page="labels",
+    ),
+    "make_aff_labels": Stage(
+        "PSA",
+        "-m prepare_labels.make_aff_labels",
+        (f"{RESULTS}/out_aff", f"{RESULTS}/out_aff_crf"),
+        ("train_aff", "make_cam_labels"),
+        page="labels",
+        seeds=(
+            Seeds("psa", "PSA", f"{RESULTS}/out_aff"),
+            Seeds("psa_crf", "PSA+CRF", f"{RESULTS}/out_aff_crf"),
+        ),
+    ),
+    "mode 0": Stage(
+        "mode 0, static SSDD",
+        "main_ssdd.py --mode=0",
+        ("logs/sssdd_{modelid}",),
+        ("train_cls",),
+        epochs="static_epochs",
+        page="sssdd",
+    ),
+    "mode 1": Stage(
+        "mode 1, difference maps",
+        "main_ssdd.py --mode=1",
+        ("precompute/{modelid}",),
+        ("mode 0",),
+        seeds=(Seeds("ssdd", "static SSDD", "precompute/{modelid}"),),
+    ),
+    "mode 2": Stage(
+        "mode 2, dynamic SSDD",
+        "main_ssdd.py --mode=2",
+        ("logs/dssdd_{modelid}",),
+        ("train_cls", "mode 1"),
+        epochs="dynamic_epochs",
+        page="dssdd",
+    ),
+    "mode 3": Stage(
+        "mode 3, validation",
+        "main_ssdd.py --mode=3",
+        ("validation/{fixed}{modelid}",),
+        ("mode 2",),
+        page="val",
+    ),
+    "mode 4": Stage(
+        "mode 4, fixed seeds",
+        "main_ssdd.py --mode=4",
+        ("logs/{fixed}{modelid}",),
+        ("train_cls",),
+        epochs="static_epochs",
+    ),
+}
+PSA = ("train_cls", "make_cam_labels", "train_aff", "make_aff_labels")
+SSDD = ("mode 0", "mode 1", "mode 2", "mode 3")
+# Beside what stages write: the true masks, as an upper bound, and masks of any other origin.
+TRUTH, MASKS = "truth", "masks:"
+
+
+def folder(config: Config, stage: str, which: int = 0) -> Path:
+    """The folder that a stage of this run fills; which: of its folders."""
+    return Path(config.out) / filled(STAGES[stage].folders[which], config.modelid, config.seed_source)
+
+
+def filled(template: str, modelid: str, source: str = "") -> str:
+    """A folder of the table with the names of a run in it."""
+    fixed = f"fixed_{re.sub(r'[:/]', '_', source)}_" if source else ""  # a seed folder's name may hold both
+    return template.format(modelid=modelid, fixed=fixed)
+
+
+def arguments(config: Config, stage: str) -> list[str]:
+    """What follows `python` on the command line that runs a stage of this run."""
+    own = config.seed_source and "seed_source" in settings_of(stage)
+    source = [f"--seed_source={config.seed_source}"] if own else []
+    return [*STAGES[stage].command.split(), *source, *flags_of(config)]
+
+
+def command(config: Config, stage: str) -> str:
+    """The same as one types it."""
+    return f"python {shlex.join(arguments(config, stage))}"
+
+
+def label_network(config: Config, stage: str) -> Path:
+    """The weights that train_cls or train_aff leaves."""
+    return folder(config, stage) / "weights.pth"
+
+
+def checkpoint_path(run: Path, network: str, epoch: int) -> Path:
+    """The checkpoint of a training run after `epoch` epochs; network: seg or ssdd."""
+    return run / "models" / f"{network}_{epoch:04d}.pth"
+
+
+def sources() -> dict[str, tuple[str, Seeds]]:
+    """The stage that writes each seed source, and the source."""
+    return {seeds.name: (name, seeds) for name, stage in STAGES.items() for seeds in stage.seeds}

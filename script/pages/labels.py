@@ -1,0 +1,92 @@
+"""labels.html: every seed source that is there, side by side."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from datasets.errors import InputError
+from datasets.pictures import scale_colours
+from datasets.seed_store import load_maps, seed_path
+from datasets.voc import class_names, image_path, mask_path, read_ids, read_mask
+from engine import seeds, stages
+from evaluation.metrics import confusion
+from script.pages.document import column
+from script.pages.masks import Stamped, grid, newer, save_small, scores, stamped
+from settings.config import Config
+
+MOST_IMAGES = 200  # seeds of at most this many training images are shown
+
+
+def labels_page(config: Config, folder: Path) -> dict:
+    ids = read_ids(config.voc_root, config.train_split)
+    sources = [seeds.source(config, name) for name in stages.sources()]
+    places = np.linspace(0, len(ids) - 1, min(MOST_IMAGES, len(ids))).astype(int)
+    some = [ids[n] for n in places]
+    sources = [source for source in sources if any(seed_path(source.folder, i).exists() for i in some)]
+    shown = [image_id for image_id in some if any(seed_path(s.folder, image_id).exists() for s in sources)]
+    if not shown:
+        raise InputError(f"There are no seeds yet: {stages.command(config, 'make_cam_labels')} writes the first.")
+    root, made, classes = config.voc_root, folder / "labels", len(class_names(config.voc_root))
+    folders = {source.name: source.folder for source in sources}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = list(pool.map(lambda image_id: label_row(root, folders, made, image_id, classes), shown))
+    scored = {name for row in rows for name in row["scores"]}
+    return {
+        "view": "rows",
+        "note": f"{len(shown)} of {len(ids)} training images ({config.train_split}). CAM: the strongest class of each "
+        "pixel, on the scale below. True masks are shown where there are any; training never reads them.",
+        "columns": [
+            column("image", "image", image_path(root, "ID"), folder),
+            *(column(s.name, s.title, made / f"ID_{s.name}.png", folder) for s in sources),
+            column("truth", "true mask", mask_path(root, "ID"), folder),
+        ],
+        "scores": {source.name: source.title for source in sources if source.name in scored},
+        "scale": "CAM, relative to its maximum",
+        "first": "",
+        "rows": rows,
+    }
+
+
+def label_row(root: str, folders: dict[str, Path], made: Path, image_id: str, classes: int) -> dict:
+    files = tuple((name, stamped(seed_path(folder, image_id))) for name, folder in folders.items())
+    return _label_row(str(made), image_id, stamped(mask_path(root, image_id)), files, classes)
+
+
+@cache
+def _label_row(
+    made: str, image_id: str, truth_file: Stamped, files: tuple[tuple[str, Stamped], ...], classes: int
+) -> dict:
+    truth = read_mask(truth_file[0], classes) if truth_file else None
+    row = {"id": image_id, "grids": {}, "scores": {}, "missing": []}
+    there: set[int] = set()
+    for name, file in files:
+        if not file:
+            row["missing"].append(name)
+            continue
+        mask, peaks = seed_of(Path(file[0]), classes)
+        row["size"] = mask.shape[::-1]
+        there |= set(np.unique(mask).tolist())
+        picture = Path(made) / f"{image_id}_{name}.png"
+        if not newer(picture, file[1]):
+            save_small(picture, mask if peaks is None else scale_colours(peaks))
+        row["grids"][name] = grid(mask)
+        if peaks is None and truth is not None and truth.shape == mask.shape:
+            row["scores"][name] = scores(confusion(truth, mask, classes))
+    if truth is None:
+        row["missing"].append("truth")
+    else:
+        row["grids"]["truth"] = grid(truth)
+    row["classes"] = sorted(c for c in there if 0 < c < classes)
+    return row
+
+
+def seed_of(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The mask H×W of a seed, and, where it has no background (CAM), the strongest class's value in 0…1."""
+    if path.suffix == ".png":
+        return read_mask(path, classes), None
+    seed = load_maps(path)
+    peaks = None if seed.classes[0] == 0 else seed.maps.max(axis=0).clip(0, 1)
+    return seed.mask().astype(np.uint8), peaks

@@ -1,0 +1,56 @@
+"""sssdd.html, dssdd.html and the like: the pictures that a training run logs, epoch by epoch."""
+
+from pathlib import Path
+
+from datasets.errors import InputError
+from datasets.voc import IGNORE, mask_path
+from engine import history, stages
+from script.pages.document import link, read_json
+from script.pages.masks import grid_of, stamped
+from settings.config import Config
+
+
+def training_page(config: Config, stage: str, folder: Path) -> dict:
+    """The page of a stage that says in its folder which pictures it logs (engine.history.note_columns)."""
+    run = stages.folder(config, stage)
+    logged = read_json(run / history.COLUMNS)
+    done, epochs = progress_of(run)
+    if not logged or not done or not logged["ids"]:
+        raise InputError(f"There are no pictures yet: {stages.command(config, stage)} writes them.")
+    samples = [sample(config, run / "imgs", folder, image_id, done, logged["masks"]) for image_id in logged["ids"]]
+    return {
+        "view": "training",
+        "note": f"{len(samples)} training images, logged after every epoch; {done} of {epochs} epochs are done. "
+        "d_K and d_A: how likely the DD-Net, seeing K or A, thinks a pixel to change between the two.",
+        "running": done < epochs,
+        "pictures": link(run / "imgs", folder) + "/",
+        "epochs": list(range(1, done + 1)),
+        "groups": [{"title": title, "columns": list(row.items())} for title, row in logged["rows"].items()],
+        "scale": "d_K, d_A: probability of a change",
+        "samples": samples,
+    }
+
+
+def sample(config: Config, pictures: Path, folder: Path, image_id: str, done: int, masks: list[str]) -> dict:
+    """One image: the grids of its masks by epoch, and its true mask if there is one."""
+    grids = {}
+    for epoch in range(1, done + 1):
+        files = {what: stamped(pictures / f"{image_id}_{epoch:04d}_{what}.png") for what in masks}
+        grids[epoch] = {what: grid_of(*file) for what, file in files.items() if file}
+    truth = stamped(mask_path(config.voc_root, image_id))
+    classes = {int(run.split("*")[0]) for g in grids.values() for text in g.values() for run in text.split(",")}
+    return {
+        "id": image_id,
+        "classes": sorted(classes - {0, IGNORE}),
+        "grids": {epoch: found for epoch, found in grids.items() if found},
+        "truth": link(Path(truth[0]), folder) if truth else None,
+        "truth_grid": grid_of(*truth) if truth else "",
+    }
+
+
+def progress_of(folder: Path) -> tuple[int, int]:
+    """Complete epochs of a training run, and how many it is to have."""
+    epochs = read_json(folder / "config.json").get("epochs")
+    if not isinstance(epochs, int):
+        return 0, 0
+    return max((line.get("epoch", 0) for line in history.read(folder) if "seconds" in line), default=0), epochs

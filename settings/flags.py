@@ -1,0 +1,118 @@
+"""The command line: one flag a setting, and the Config that given flags ask for."""
+
+import argparse
+import sys
+import types
+import typing
+from dataclasses import replace
+from typing import NoReturn
+
+from settings.config import FIELDS, GROUPS, TYPES, Config, check, preset, shown, with_recipe
+from settings.field import MACHINE, RUN
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a bad flag in one line, as every other bad input; the usage of all flags would hide it."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            usage="%(prog)s [flags]",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {' '.join(message.split())}; see --help".encode(errors="replace").decode(), file=sys.stderr)
+        sys.exit(2)
+
+
+def add_flags(parser: argparse.ArgumentParser, *systems: str) -> None:
+    """One flag a setting. Those of other systems are taken too, as runs hand all their flags on, but not shown.
+
+    Args:
+        systems: of GROUPS, whose settings `--help` shows beside the common ones.
+    """
+    for system, groups in GROUPS.items():
+        seen = system in ("common", *systems)
+        for group in groups:
+            added = parser.add_argument_group(group.__doc__) if seen else parser
+            for name in group.__annotations__:
+                _add_flag(added, name, seen)
+    others = ", ".join(system for system in GROUPS if system not in ("common", *systems))
+    if others:
+        parser.epilog = f"Settings of the other systems ({others}) are taken too; their own programs show them."
+
+
+def _add_flag(group: argparse._ActionsContainer, name: str, seen: bool) -> None:
+    """The flag of one setting, in both spellings; what is not given is absent from the parsed arguments."""
+    entry, kind = FIELDS[name], TYPES[name]
+    names = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
+    options: dict = {"dest": name, "default": argparse.SUPPRESS}
+    text = entry.metadata["help"].replace("%", "%%")
+    options["help"] = f"{text} (default: {shown(entry.default)})" if seen else argparse.SUPPRESS
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif isinstance(entry.default, tuple):
+        options |= {"nargs": 2 if kind == tuple[int, int] else "+", "type": typing.get_args(kind)[0]}
+    else:
+        options["type"] = typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
+        bounds = entry.metadata["bounds"]
+        options["metavar"] = (
+            "|".join(bounds) if options["type"] is str and bounds and isinstance(bounds, tuple) else "X"
+        )
+    group.add_argument(*names, **options)
+
+
+def config_from(arguments: argparse.Namespace) -> Config:
+    """The Config that parsed flags ask for.
+
+    Raises:
+        ValueError: a value cannot work; the message names the flag.
+    """
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(arguments).items()
+        if name in FIELDS
+    }
+    config = with_recipe(preset(given.get("preset", "voc")), given.get("recipe", "paper"))
+    config = replace(config, **given)
+    check(config)
+    return config
+
+
+def parse(argv: list[str] | None, description: str, *systems: str) -> Config:
+    """The Config of a program that has no other arguments; bad flags end it with one line and status 2."""
+    parser = Parser(description)
+    add_flags(parser, *systems)
+    return parsed(parser, argv)[0]
+
+
+def parsed(parser: Parser, argv: list[str] | None) -> tuple[Config, argparse.Namespace]:
+    """Config and arguments of a program that has arguments of its own."""
+    arguments = parser.parse_args(argv)
+    try:
+        return config_from(arguments), arguments
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def flags_of(config: Config, reaches: tuple[str, ...] = (RUN, MACHINE)) -> list[str]:
+    """The flags that make this Config from its preset and recipe; without others, those that the next stage needs."""
+    own = with_recipe(preset(config.preset), config.recipe)
+    flags = [
+        f"--{name}={getattr(config, name)}"
+        for name in ("preset", "recipe")
+        if getattr(config, name) != FIELDS[name].default
+    ]
+    for name, entry in FIELDS.items():
+        value, spelling = getattr(config, name), name.replace("_", "-")
+        if value == getattr(own, name) or entry.metadata["reach"] not in reaches:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{'' if value else 'no-'}{spelling}")
+        elif isinstance(value, tuple):
+            flags += [f"--{spelling}", *map(str, value)]
+        else:
+            flags.append(f"--{spelling}={value}")
+    return flags
