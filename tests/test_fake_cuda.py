@@ -144,7 +144,7 @@ def test_random_walk(on_cuda, monkeypatch):
 
 def test_multiscale_probabilities(on_cuda):
     network = built(SegmentationNetwork, 21, 1 / 16, 2)
-    assert devices(multiscale_probabilities(network, empty(2, 3, 48, 48), (0.5, 1, 1.5))) == {"cuda"}
+    assert devices(multiscale_probabilities(network, empty(2, 3, 48, 48), (0.5, 1))) == {"cuda"}
 
 
 def test_jitter(fake, monkeypatch):
