@@ -7,6 +7,8 @@ SEED ?= 0
 # Batches are those of all processes together; only the classifier's BatchNorm, which learns, sees each process's part.
 DEVICE ?= cpu
 PROCESSES ?= 2
+# Versions that were tried together. CONSTRAINTS= takes the newest that requirements.txt allows.
+CONSTRAINTS ?= constraints.txt
 FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED) --device $(DEVICE) \
   --bn $(shell expr 4 / $(PROCESSES)) --cls_batch $(shell expr 8 / $(PROCESSES)) --aff_batch $(shell expr 8 / $(PROCESSES))
 PARALLEL := OMP_NUM_THREADS=$(shell expr '(' $$(nproc) + $(PROCESSES) - 1 ')' / $(PROCESSES)) \
@@ -15,9 +17,20 @@ RESULTS := $(OUT)/prepare_labels/results
 
 .PHONY: demo test study campaign lint
 
-.venv/installed: requirements.txt
+# Ends with a line of advice where the first line of $(CONSTRAINTS) names another Python.
+define FITTING
+import sys
+fits, here = open("$(CONSTRAINTS)").readline().split()[-1], "%d.%d" % sys.version_info[:2]
+if here != fits:
+    sys.exit("$(CONSTRAINTS) is for Python %s, $(PYTHON) is %s: give PYTHON=python%s, or CONSTRAINTS= for the "
+             "newest versions, on Python 3.11 or later" % (fits, here, fits))
+endef
+export FITTING
+
+.venv/installed: requirements.txt $(CONSTRAINTS)
+	$(if $(CONSTRAINTS),@$(PYTHON) -c "$$FITTING")
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -r requirements.txt
 	touch $@
 
 demo: .venv/installed

@@ -2,7 +2,10 @@
 
 pydensecrf filters on a lattice, which approximates the same Gaussian kernels. Here nothing is approximated, and no n×n
 matrix (n pixels) is kept. With features f, softmax over j of f_i·f_j − |f_j|²/2 is the row-normalised Gaussian filter,
-so attention whose queries and keys are features and whose values are the marginals computes it.
+so attention whose queries and keys are features and whose values are the marginals computes it. Torch's fused attention
+kernels, on CPU and on CUDA, go through the pixels in tiles; they want queries, keys and values of one width, a multiple
+of 8. For other shapes torch silently takes the plain kernel, which does keep the n×n matrix, hence the zeros that fill
+up here.
 """
 
 from collections.abc import Callable
@@ -43,7 +46,8 @@ def exact_crf(
         absent = present[:, :, None, None] == 0
         log_unary = probabilities.float().clamp(1e-5, 1).log().masked_fill(absent, -torch.inf)
         rows, columns = (_grid_kernel(n, kernel.gaussian_sxy, images.device) for n in images.shape[1:3])
-        bilateral = BilateralFilter(images, kernel, images.is_cuda if half is None else half)
+        classes = probabilities.shape[1]
+        bilateral = BilateralFilter(images, kernel, images.is_cuda if half is None else half, classes)
         q = torch.softmax(log_unary, dim=1)
         for _ in range(iterations):
             # Without colour the Gaussian is a product of one over rows and one over columns.
@@ -71,9 +75,12 @@ class BilateralFilter:
     """The symmetrically normalised kernel of position and colour of a batch of images, to be applied several times.
 
     With d_i = Σ_j exp(−|f_i − f_j|²/2) it is √d ⊙ attention(values = Q/√d).
+
+    Args:
+        classes: the C of what will be filtered.
     """
 
-    def __init__(self, images: Tensor, kernel: CrfKernel, half: bool):
+    def __init__(self, images: Tensor, kernel: CrfKernel, half: bool, classes: int):
         features = _features(images, kernel)
         norm = features.square().sum(-1, keepdim=True) / 2
         one = torch.ones_like(norm)
@@ -86,24 +93,27 @@ class BilateralFilter:
             key = [high, low, high, one, one, -norm_high, -norm_low]
         else:
             query, key = [features, -norm, one], [features, one, -norm]
-        self.query, self.key = (_padded(torch.cat(parts, -1)).unsqueeze(1) for parts in (query, key))
+        query, key = torch.cat(query, -1), torch.cat(key, -1)
+        self.width = max(query.shape[-1], classes)
+        self.width += -self.width % 8
+        self.query, self.key = (_widened(x, self.width).unsqueeze(1) for x in (query, key))
         self.root_degree = self._degree().sqrt()
 
     def _degree(self) -> Tensor:
         """d, N×n×1. One more key, all zero, has weight exp(0) = 1 beside a pixel's d, so its share is 1/(1 + d)."""
-        pixels = self.key.shape[-2]
-        values = self.key.new_zeros(*self.key.shape[:-2], pixels + 1, 8)
+        key = F.pad(self.key, (0, 0, 0, 1))
+        values = torch.zeros_like(key)
         # A share of 1/pixels would lose bits in float16.
         scale = 1024.0
         values[..., -1, 0] = scale
-        share = F.scaled_dot_product_attention(self.query, F.pad(self.key, (0, 0, 0, 1)), values, scale=1)
+        share = F.scaled_dot_product_attention(self.query, key, values, scale=1)
         return (scale / share[:, 0, :, :1].float() - 1).clamp(min=1)
 
     def __call__(self, q: Tensor) -> Tensor:
         """N×C×h×w → N×C×h×w."""
         values = q.flatten(2).mT / self.root_degree
-        padded = _padded(values.to(self.key.dtype)).unsqueeze(1)
-        filtered = F.scaled_dot_product_attention(self.query, self.key, padded, scale=1)
+        values = _widened(values.to(self.key.dtype), self.width).unsqueeze(1)
+        filtered = F.scaled_dot_product_attention(self.query, self.key, values, scale=1)
         filtered = filtered[:, 0, :, : q.shape[1]].float() * self.root_degree
         return filtered.mT.reshape(q.shape)
 
@@ -125,6 +135,6 @@ def _split(x: Tensor) -> tuple[Tensor, Tensor]:
     return high, (x - high.float()).half()
 
 
-def _padded(x: Tensor) -> Tensor:
-    """The last dimension filled with zeros to a multiple of 8, which the fast kernels need."""
-    return F.pad(x, (0, -x.shape[-1] % 8))
+def _widened(x: Tensor, width: int) -> Tensor:
+    """The last dimension filled with zeros to `width`."""
+    return F.pad(x, (0, width - x.shape[-1]))

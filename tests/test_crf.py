@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.crf import CrfKernel, CrfWorkers, dense_crf, masks_after_crf
+from engine.workers import Workers
+from models.crf import CrfKernel, dense_crf, masks_after_crf
 
 RNG = np.random.default_rng(0)
 
@@ -80,7 +81,7 @@ def test_batch_uses_only_present_classes_and_workers_change_nothing():
     present[1, [2, 20]] = 1
     results = []
     for count in (0, 2):
-        with CrfWorkers(count) as workers:
+        with Workers(count) as workers:
             results.append(masks_after_crf(images, logits, present, 3, CrfKernel(), workers)())
     assert torch.equal(*results)
     for n, row in enumerate(present):
@@ -97,6 +98,6 @@ def fail_on(number):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_error_in_queued_work_arrives(count):
-    with pytest.raises(ValueError, match="number three"), CrfWorkers(count) as workers:
+    with pytest.raises(ValueError, match="number three"), Workers(count) as workers:
         for number in range(20):
             workers.queue(fail_on, number)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def torchrun(*arguments: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29541", *arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -39,9 +39,11 @@ def test_every_gpu_gets_an_index(monkeypatch):
     assert chosen == [0, 0, 3, 2, "nccl"]
 
 
-# Mode 2 learns from its own masks, where a rounding can turn a pixel: learning slower, it feels each pixel less.
-@pytest.mark.parametrize(("mode", "run", "rate"), [(0, "sssdd", 1e-4), (2, "dssdd", 2e-5), (4, "fixed_truth", 2e-5)])
-def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, rate, own_run):
+# The tolerance of 1e-5 lies between what rounding does and what a fault does. At this rate the weights of one and of
+# two processes differ by 8.5e-7, 5.0e-8 and 3.4e-7 in the three modes. Means over each process's own pixels instead of
+# all make it 5.1e-5, 3.6e-4 and 2.8e-5; gradients that are not averaged, 1.3e-4 in mode 0.
+@pytest.mark.parametrize(("mode", "run"), [(0, "sssdd"), (2, "dssdd"), (4, "fixed_truth")])
+def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, own_run):
     # Batches of 2 on two processes are batches of 4 on one: 20 steps. Without dropout; jitter is seeded by sample.
     weights = {}
     (own_run.precompute_folder().parent / "one").symlink_to(own_run.modelid)
@@ -51,7 +53,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, rate, 
     truth[len(truth) // 4 :] = IGNORE  # so that mode 4 knows fewer pixels in one process than in the other
     write_mask(path, truth)
     for name, bn in (("one", 4), ("two", 2)):
-        flags = [*as_flags(own_run), f"--modelid={name}", f"--bn={bn}", f"--lr={rate}", "--epochs=10"]
+        flags = [*as_flags(own_run), f"--modelid={name}", f"--bn={bn}", "--lr=2e-5", "--epochs=10"]
         flags += ["--seed_source=truth"] if mode == 4 else []
         if name == "one":
             main_ssdd.main([f"--mode={mode}", *flags])

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import main_ssdd
-from models.crf import CrfKernel, CrfWorkers, dense_crf, masks_after_crf
+from engine.workers import Workers
+from models.crf import CrfKernel, dense_crf, masks_after_crf
 from models.exact_crf import BilateralFilter, exact_crf, exact_masks
 from settings.config import demo, voc, with_recipe
 from tests.conftest import as_flags
@@ -72,13 +76,37 @@ def test_half_precision_keeps_the_exponent():
     image = np.zeros((1, 24, 24, 3), np.uint8)
     image[:, :, 12:] = 255
     image += np.random.default_rng(0).integers(0, 9, image.shape, dtype=np.uint8) * (image == 0)
-    full, half = (BilateralFilter(torch.from_numpy(image), CrfKernel(), how) for how in (False, True))
+    full, half = (BilateralFilter(torch.from_numpy(image), CrfKernel(), how, 21) for how in (False, True))
     exponents = [(f.query.double() @ f.key.double().mT) for f in (full, half)]
     near = exponents[0] > -15
     assert (exponents[0] - exponents[1])[near].abs().max() < 1e-3
     degrees = torch.exp(exponents[0]).sum(-1).mT.float()
     for f in (full, half):
         assert torch.allclose(f.root_degree**2, degrees, rtol=5e-3)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("classes", [2, 21, 61])
+def test_no_matrix_of_pixels_by_pixels_is_kept(classes, half):
+    # Without the plain kernel torch refuses shapes that the fused ones do not take.
+    image, p = photo(16, 24, 0), guess(2, 16, 24, 0)
+    batch = batch_of([(image, p, [0, classes - 1])], classes)
+    plain = exact_crf(*batch, 3, SOFT, half)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]), Largest() as largest:
+        fused = exact_crf(*batch, 3, SOFT, half)
+    assert torch.equal(fused, plain)
+    assert largest.elements < 384 * 384
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operation gave."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))])
+        return result
 
 
 def test_labels_agree_with_pydensecrf():
@@ -101,7 +129,7 @@ def test_the_training_step_gets_masks_of_present_classes():
     assert masks.dtype == torch.int64 and not masks.requires_grad
     for n in range(2):
         assert set(masks[n].unique().tolist()) <= {0, 5 + n}
-    with CrfWorkers(0) as workers:
+    with Workers(0) as workers:
         other = masks_after_crf(images, logits, present, 3, CrfKernel(), workers)()
     assert (masks == other).float().mean() > 0.97
 

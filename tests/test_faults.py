@@ -17,7 +17,7 @@ import main_ssdd
 from datasets.errors import InputError
 from engine import checkpoint, distributed, runs
 from engine.training import load_batches
-from models.crf import CrfWorkers
+from engine.workers import CrfWorkers
 from settings.config import demo
 from tests.conftest import as_flags
 from tests.test_training import CPU, Numbers
@@ -160,7 +160,7 @@ def test_an_image_that_vanishes_during_training_is_named_and_the_state_kept(own_
 def test_a_lost_process_ends_all_within_a_minute_and_the_run_goes_on_exactly(own_run):
     models = {}
     for name in ("whole", "lost"):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29561"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         command += ["main_ssdd.py", "--mode=0", *as_flags(own_run), f"--modelid={name}", "--epochs=4", "--bn=1"]
         command += ["--checkpoint-every=1e-9", "--dropout=1", "--lr=0.001"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}

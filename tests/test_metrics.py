@@ -10,8 +10,9 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 from datasets.errors import InputError
 from datasets.seed_store import load_maps, save_maps, store_path
 from datasets.voc import CLASSES, mask_path, read_ids, read_mask, write_mask
+from evaluation.masks import THRESHOLDS, as_markdown, evaluate
 from evaluation.metrics import confusion, iou, mean_iou
-from tools.eval_masks import THRESHOLDS, as_markdown, evaluate, main
+from tools.eval_masks import main
 
 
 def random_pair(rng, size=(9, 11), classes=(0, 1, 7, 20, 255)):

@@ -16,7 +16,8 @@ from datasets.errors import InputError
 from datasets.samples.image_labels import ImageLabelSamples
 from datasets.voc import read_ids
 from engine import checkpoint, distributed, runs
-from engine.training import EpochOrder, SeededSamples, cosine_rate, load_batches, poly_rate, sgd, train
+from engine.loading import EpochOrder, SeededSamples
+from engine.training import cosine_rate, load_batches, poly_rate, sgd, train
 from modes.ssdd import networks, static
 from settings.config import demo
 from tests.conftest import tiny

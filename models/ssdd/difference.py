@@ -2,6 +2,9 @@
 
 Everywhere: `knowledge` and `advice` are masks N×h×w (int64), `present` is N×C with background first, d_k and d_a are
 the difference logits N×1×h×w that the DD-Net predicts from the knowledge and from the advice.
+
+Masks may be 255, unknown, at some pixels: no class there, no difference, no loss, and never taken where the other
+mask knows.
 """
 
 import torch
@@ -10,10 +13,19 @@ from torch import Tensor
 
 from models.global_batch import per_process_share
 
+UNKNOWN = 255
+
 
 def one_hot(mask: Tensor, classes: int) -> Tensor:
-    """N×h×w int64 → N×C×h×w float32."""
-    return F.one_hot(mask, classes).movedim(-1, 1).float()
+    """N×h×w int64 → N×C×h×w float32, all zero where the mask is unknown."""
+    return (mask[..., None] == torch.arange(classes, device=mask.device)).float().movedim(-1, 1)
+
+
+def class_pixels(mask: Tensor, classes: int) -> Tensor:
+    """How many pixels of each image have which class: N×h×w int64 → N×C int64; unknown ones are of none."""
+    classes_and_unknown = mask.flatten(1).clamp(max=classes)
+    count = mask.new_zeros(len(mask), classes + 1)
+    return count.scatter_add_(1, classes_and_unknown, torch.ones_like(classes_and_unknown))[:, :classes]
 
 
 def missing_class_flags(knowledge: Tensor, advice: Tensor, present: Tensor, kept: bool = False) -> Tensor:
@@ -28,9 +40,7 @@ def missing_class_flags(knowledge: Tensor, advice: Tensor, present: Tensor, kept
         N×C float32 of zeros and ones.
     """
     classes = present.shape[1]
-    pixels_k = F.one_hot(knowledge.flatten(1), classes).sum(dim=1)
-    pixels_a = F.one_hot(advice.flatten(1), classes).sum(dim=1)
-    ratio = pixels_a / pixels_k.clamp(min=1)
+    ratio = class_pixels(advice, classes) / class_pixels(knowledge, classes).clamp(min=1)
     flags = (ratio > 0.5 if kept else ratio < 0.5) * present.float()
     return F.pad(flags[:, 1:], (1, 0))
 
@@ -40,7 +50,8 @@ def integrate(
 ) -> Tensor:
     """The refined mask: the advice where the difference is predictable from the knowledge and odd from the advice.
 
-    w = σ(d_K) − σ(d_A) + bias − bg·[K=0] + bg·[A=0] − flag(K) + flag(A); advice where w ≥ 0, else knowledge.
+    w = σ(d_K) − σ(d_A) + bias − bg·[K=0] + bg·[A=0] − flag(K) + flag(A); advice where w ≥ 0, else knowledge. Where one
+    of the two is unknown it is the other.
 
     Args:
         flags: N×C from `missing_class_flags`.
@@ -55,53 +66,75 @@ def integrate(
     """
     w = (torch.sigmoid(d_k) - torch.sigmoid(d_a)).detach().squeeze(1) + bias
     w = w - bg * (knowledge == 0) + bg * (advice == 0) - _flag_at(flags, knowledge) + _flag_at(flags, advice)
-    return torch.where(w >= 0, advice, knowledge)
+    takes_advice = (w >= 0) & (advice != UNKNOWN) | (knowledge == UNKNOWN)
+    return torch.where(takes_advice, advice, knowledge)
 
 
 def _flag_at(flags: Tensor, mask: Tensor) -> Tensor:
-    return flags.gather(1, mask.flatten(1)).view(mask.shape)
+    classes = flags.shape[1]
+    return F.pad(flags, (0, 1)).gather(1, mask.flatten(1).clamp(max=classes)).view(mask.shape)
+
+
+def known_in_both(knowledge: Tensor, advice: Tensor) -> Tensor:
+    """Where a difference can be told, N×1×h×w float32 of zeros and ones."""
+    return ((knowledge != UNKNOWN) & (advice != UNKNOWN)).float().unsqueeze(1)
 
 
 def difference_map(knowledge: Tensor, advice: Tensor) -> Tensor:
-    """M = [K ≠ A], N×1×h×w float32: what the DD-Net learns to predict."""
-    return (knowledge != advice).float().unsqueeze(1)
+    """M = [K ≠ A], N×1×h×w float32: what the DD-Net learns to predict; 0 where one of the two is unknown."""
+    return (knowledge != advice).float().unsqueeze(1) * known_in_both(knowledge, advice)
 
 
-def balanced_bce(d: Tensor, difference: Tensor, dims: tuple[int, ...]) -> Tensor:
+def balanced_bce(d: Tensor, difference: Tensor, dims: tuple[int, ...], known: Tensor | None = None) -> Tensor:
     """Class-balanced binary cross entropy: mean over changed and mean over unchanged pixels, averaged.
 
     Args:
         d: difference logits N×1×h×w.
         difference: N×1×h×w of zeros and ones.
         dims: the dimensions that the two means run over; (1, 2, 3) gives one loss an image.
+        known: N×1×h×w of zeros and ones, `known_in_both`; pixels with 0 count on neither side. None: all count.
 
     Returns:
         The losses over the remaining dimensions. A side without pixels counts as 0.
     """
     loss = F.binary_cross_entropy_with_logits(d, difference, reduction="none")
-    pixels = torch.stack([difference.sum(dims), (1 - difference).sum(dims)])
+    unchanged_pixels = (1 if known is None else known) - difference
+    pixels = torch.stack([difference.sum(dims), unchanged_pixels.sum(dims)])
     if 0 in dims:
         pixels = per_process_share(pixels)
     changed = (loss * difference).sum(dims) / torch.where(pixels[0] > 0, pixels[0], 1)
-    unchanged = (loss * (1 - difference)).sum(dims) / torch.where(pixels[1] > 0, pixels[1], 1)
+    unchanged = (loss * unchanged_pixels).sum(dims) / torch.where(pixels[1] > 0, pixels[1], 1)
     return (changed + unchanged) / 2
 
 
 def pair_difference_loss(d_k: Tensor, d_a: Tensor, knowledge: Tensor, advice: Tensor, flags: Tensor) -> Tensor:
     """The K/A difference loss: per image, images with a flagged class skipped, mean over d_K and d_A.
 
-    0 without gradient from any image where all are skipped.
+    An image without a pixel that both masks know is skipped too. 0 without gradient from any image where all are.
     """
-    difference = difference_map(knowledge, advice)
-    per_image = (balanced_bce(d_k, difference, (1, 2, 3)) + balanced_bce(d_a, difference, (1, 2, 3))) / 2
-    used = (flags.sum(dim=1) == 0).float()
+    difference, known = difference_map(knowledge, advice), known_in_both(knowledge, advice)
+    d_k_loss, d_a_loss = (balanced_bce(d, difference, (1, 2, 3), known) for d in (d_k, d_a))
+    per_image = (d_k_loss + d_a_loss) / 2
+    used = ((flags.sum(dim=1) == 0) & (known.sum((1, 2, 3)) > 0)).float()
     images = per_process_share(used.sum())
     return (per_image * used).sum() / torch.where(images > 0, images, 1)
 
 
 def seed_difference_loss(d: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-    """Loss of one map of the seed module against [mask ≠ target], means over all pixels of the batch, none skipped."""
-    return balanced_bce(d, difference_map(mask, target), (0, 1, 2, 3))
+    """Loss of one map of the seed module against [mask ≠ target], means over all known pixels of the batch."""
+    return balanced_bce(d, difference_map(mask, target), (0, 1, 2, 3), known_in_both(mask, target))
+
+
+def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the known pixels of the global batch, 0 without gradient if there are none.
+
+    Args:
+        logits: N×C×h×w.
+        mask: N×h×w int64.
+    """
+    known = per_process_share((mask != UNKNOWN).sum())
+    total = F.cross_entropy(logits, mask, ignore_index=UNKNOWN, reduction="sum")
+    return total / torch.where(known > 0, known, 1)
 
 
 def dynamic_segmentation_loss(main: Tensor, sub: Tensor, seed: Tensor, refined: Tensor, alpha: float = 0.5) -> Tensor:
@@ -114,5 +147,5 @@ def dynamic_segmentation_loss(main: Tensor, sub: Tensor, seed: Tensor, refined: 
         seed: m_ssdd0, N×h×w.
         refined: m_ssdd2, N×h×w.
     """
-    loss_sub = alpha * F.cross_entropy(sub, seed) + (1 - alpha) * F.cross_entropy(sub, refined)
-    return F.cross_entropy(main, refined) + loss_sub
+    loss_sub = alpha * cross_entropy(sub, seed) + (1 - alpha) * cross_entropy(sub, refined)
+    return cross_entropy(main, refined) + loss_sub

@@ -7,11 +7,11 @@ DD-Net's inputs are detached, so one backward of `loss_seg + loss_dd` trains eac
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.ssdd.ddnet import DDNet
 from models.ssdd.difference import (
+    cross_entropy,
     dynamic_segmentation_loss,
     integrate,
     missing_class_flags,
@@ -65,7 +65,10 @@ class StepResult(NamedTuple):
 
 
 class StaticStep(nn.Module):
-    """Mode 0: seg_main learns the knowledge, the DD-Net where the advice differs from it (paper section 3)."""
+    """Mode 0: seg_main learns the knowledge, the DD-Net where the advice differs from it (paper section 3).
+
+    Pixels that a mask does not know (255) take no part in what that mask is needed for; see models.ssdd.
+    """
 
     def __init__(self, segmentation: SegmentationNetwork, ddnet: DDNet, how: Integration):
         super().__init__()
@@ -80,7 +83,7 @@ class StaticStep(nn.Module):
     def forward(self, x: Tensor, present: Tensor, knowledge: Tensor, advice: Tensor) -> StepResult:
         """x N×3×H×W normalised; present N×C; the two masks N×H/4×W/4."""
         logits, module = self.predict(x, present, knowledge, advice)
-        loss_seg = F.cross_entropy(logits, knowledge)
+        loss_seg = cross_entropy(logits, knowledge)
         lost = missing_class_flags(knowledge, advice, present)
         loss_dd = pair_difference_loss(module.d_k, module.d_a, knowledge, advice, lost)
         return StepResult(loss_seg, loss_dd, (module,), (logits,))
@@ -88,6 +91,8 @@ class StaticStep(nn.Module):
 
 class DynamicStep(nn.Module):
     """Mode 2: two SSDD modules around the segmentation network (paper section 4).
+
+    The seed may be unknown (255) in places.
 
     Args:
         alpha: weight of the seed m_ssdd0 in seg_sub's loss.

@@ -1,0 +1,61 @@
+"""The estimate of a step's memory: by hand, and against what the CPU's allocator hands out in a real step."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from evaluation import step_memory
+
+
+def test_a_linear_layer_by_hand():
+    def prepare():
+        weight = torch.ones(1000, 1000, requires_grad=True)
+        x = torch.ones(500, 1000)
+        optimiser = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+
+        def step():
+            optimiser.zero_grad()
+            (x @ weight).sum().backward()
+            optimiser.step()
+
+        return step
+
+    memory = step_memory.step_memory(prepare)
+    weight, x = 4_000_000, 2_000_000
+    assert memory.before == weight + x
+    assert memory.between == 3 * weight + x  # gradient and momentum
+    assert memory.peak == pytest.approx(3 * weight + x, rel=0.01)  # the second gradient comes when the product is gone
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_what_the_allocator_hands_out(dynamic, precision):
+    def prepare():
+        return step_memory.prepare_ssdd(2, dynamic, precision, crop=96, width=1 / 8, dilation=2)
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step = prepare()
+        step()
+        step()
+    now = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    assert step_memory.step_memory(prepare).peak == pytest.approx(peak, rel=0.05)
+
+
+def test_the_printed_table(monkeypatch, capsys):
+    asked = []
+
+    def recorded(*chosen):
+        asked.append(chosen)
+        return step_memory.StepMemory(2**29, 2**30, len(asked) * 2**30)
+
+    monkeypatch.setattr(step_memory, "prepare_ssdd", recorded)
+    monkeypatch.setattr(step_memory, "step_memory", lambda prepare: prepare())
+    step_memory.main(["--batches", "1", "3"])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) == len(asked) == 8
+    assert rows[0] == "| static | float32 | 1 | 0.50 | 1.00 |" and asked[0] == (1, False, torch.float32)
+    assert rows[7] == "| dynamic | bfloat16 | 3 | 0.50 | 8.00 |" and asked[7] == (3, True, torch.bfloat16)
