@@ -10,6 +10,7 @@ happens.
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -39,12 +40,11 @@ from datasets.demo import make_demo
 from datasets.errors import InputError
 from datasets.seed_store import load_differences, load_maps, save_differences, save_maps
 from datasets.voc import class_names, image_size, read_ids, read_image, read_mask, read_present
-from engine import checkpoint, history, runs
+from engine import checkpoint, history, runs, stages
 from engine.resume import Standing, read_state, weights_are_finite, write_state
 from engine.training import sgd
 from models.psa.classifier import Classifier
 from modes.ssdd.networks import build
-from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from settings.config import voc
 from tests.conftest import as_flags, tiny
 from tools import import_images, import_labels, predict
@@ -57,28 +57,25 @@ MOST_PATIENCE = 300  # seconds a stage
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-class Stage(NamedTuple):
-    name: str
-    start: Callable[[list[str]], None]
-    folders: tuple[str, ...]  # that it fills
+STAGES = (*stages.PSA, *stages.SSDD, "mode 4")
+SOURCE = "ssdd"  # that mode 4 learns from
 
 
-def mode(number: int, *more: str) -> Callable[[list[str]], None]:
-    return lambda flags: main_ssdd.main([f"--mode={number}", *flags, *more])
+def run_stage(stage: str, flags: list[str]) -> None:
+    """Run a stage in this process."""
+    first, *rest = stages.STAGES[stage].command.split()
+    source = [f"--seed_source={SOURCE}"] if stage == "mode 4" else []
+    main = importlib.import_module(rest[0]).main if first == "-m" else partial(main_of_ssdd, rest)
+    main([*flags, *source])
 
 
-RESULTS = "prepare_labels/results/"
-STAGES = (
-    Stage("train_cls", train_cls.main, (f"{RESULTS}cls",)),
-    Stage("make_cam_labels", make_cam_labels.main, tuple(RESULTS + kind for kind in make_cam_labels.KINDS)),
-    Stage("train_aff", train_aff.main, (f"{RESULTS}aff",)),
-    Stage("make_aff_labels", make_aff_labels.main, (f"{RESULTS}out_aff", f"{RESULTS}out_aff_crf")),
-    Stage("mode 0", mode(0), ("logs/sssdd_ssdd",)),
-    Stage("mode 1", mode(1), ("precompute",)),
-    Stage("mode 2", mode(2), ("logs/dssdd_ssdd",)),
-    Stage("mode 3", mode(3), ("validation",)),
-    Stage("mode 4", mode(4, "--seed_source=ssdd"), ("logs/fixed_ssdd_ssdd",)),
-)
+def main_of_ssdd(mode: list[str], flags: list[str]) -> None:
+    main_ssdd.main([*mode, *flags])
+
+
+def folders_of(stage: str) -> list[str]:
+    """That it fills."""
+    return [stages.filled(f, "ssdd", SOURCE if stage == "mode 4" else "") for f in stages.STAGES[stage].folders]
 
 
 def start(task: Callable[[], None], log: Path) -> int:
@@ -139,9 +136,9 @@ def kill_campaign(kills: int, seed: int, work: Path) -> Kills:
     durations = {}
     for stage in STAGES:
         begun = time.monotonic()
-        pid = start(lambda stage=stage: stage.start(flags_of(root, whole)), work / "whole.log")
+        pid = start(lambda stage=stage: run_stage(stage, flags_of(root, whole)), work / "whole.log")
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-            raise RuntimeError(f"{stage.name} fails undisturbed:\n{(work / 'whole.log').read_text()}")
+            raise RuntimeError(f"{stage} fails undisturbed:\n{(work / 'whole.log').read_text()}")
         durations[stage] = time.monotonic() - begun
     landed, failures, count = Counter(), [], 0
     while landed.total() < kills:
@@ -149,7 +146,7 @@ def kill_campaign(kills: int, seed: int, work: Path) -> Kills:
         count += 1
         shutil.rmtree(out, ignore_errors=True)
         for earlier in STAGES[: STAGES.index(stage)]:
-            for folder in earlier.folders:
+            for folder in folders_of(earlier):
                 shutil.copytree(whole / folder, out / folder)
         workers, minutes = rng.choice([0, 0, 0, 1]), rng.choice([1e-9, 0.002, 10.0])
         flags = flags_of(root, out, checkpoint_every=minutes, workers=workers, crf_workers=bool(workers))
@@ -158,26 +155,26 @@ def kill_campaign(kills: int, seed: int, work: Path) -> Kills:
         moments, status = [], None
         for _ in range(rng.choice([1, 1, 2, 3])):
             moments.append(rng.uniform(0, 1.1 * durations[stage]))
-            pid = start(lambda stage=stage, flags=flags: stage.start(flags), log)
+            pid = start(lambda stage=stage, flags=flags: run_stage(stage, flags), log)
             time.sleep(moments[-1])
             if os.waitpid(pid, os.WNOHANG)[0]:
                 break
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            landed[stage.name] += 1
-        pid = start(lambda stage=stage, flags=flags: stage.start(flags), log)
+            landed[stage] += 1
+        pid = start(lambda stage=stage, flags=flags: run_stage(stage, flags), log)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        made = {name: artefacts(out / name) for name in stage.folders}
-        wanted = {name: artefacts(whole / name) for name in stage.folders}
+        made = {name: artefacts(out / name) for name in folders_of(stage)}
+        wanted = {name: artefacts(whole / name) for name in folders_of(stage)}
         differing = [
             f"{folder}/{name}"
-            for folder in stage.folders
+            for folder in folders_of(stage)
             for name in made[folder].keys() | wanted[folder].keys()
             if made[folder].get(name) != wanted[folder].get(name)
         ]
         if status or differing:
             told = " ".join(f"{moment:.2f}" for moment in moments)
-            failures.append(f"{stage.name}, killed after {told} s: status {status}, differing {differing}")
+            failures.append(f"{stage}, killed after {told} s: status {status}, differing {differing}")
             print(failures[-1], log.read_text()[-2000:], sep="\n", flush=True)
     return Kills(landed, count, failures)
 
@@ -270,7 +267,7 @@ def readers(work: Path) -> dict[str, Reader]:
         "Config": Reader(
             good("run/config.json"),
             "run/config.json",
-            lambda path: runs.finished(path.parent, "seg", "command", tiny(root, work)),
+            lambda path: runs.read_config(path),
         ),
         "import of CRF maps": Reader(good("crf.npy"), "x.npy", imported("aff_crf", classes)),
         "import of PSA maps": Reader(good("aff.npy"), "x.npy", imported("aff", classes)),

@@ -1,13 +1,16 @@
 """A drawn set of nine images, a Config as small as works, and the files of a whole run with it."""
 
-import dataclasses
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from datasets.demo import make_demo
-from settings.config import Config, check, demo, preset
+from engine import stages
+from settings.config import Config, check, demo
+from settings.field import MACHINE, RUN, STAGE, START
+from settings.flags import flags_of
 
 
 @pytest.fixture(scope="session")
@@ -63,18 +66,18 @@ def tiny_config(tiny_voc, tmp_path):
 
 def as_flags(config: Config) -> list[str]:
     """The command line that makes this Config."""
-    own, flags = preset(config.preset), [f"--preset={config.preset}"]
-    for entry in dataclasses.fields(Config):
-        value = getattr(config, entry.name)
-        if value == getattr(own, entry.name):
-            continue
-        if isinstance(value, bool):
-            flags.append(f"--{'' if value else 'no-'}{entry.name}")
-        elif isinstance(value, tuple):
-            flags += [f"--{entry.name}", *map(str, value)]
-        else:
-            flags.append(f"--{entry.name}={value}")
-    return flags
+    return flags_of(config, (RUN, STAGE, MACHINE, START))
+
+
+LABEL_FOLDERS = {
+    Path(folder).name: (name, which) for name in stages.PSA for which, folder in enumerate(stages.STAGES[name].folders)
+}
+
+
+def labels_folder(config: Config, kind: str) -> Path:
+    """kind: out_cam, out_la_crf, out_ha_crf, out_aff, out_aff_crf; cls, aff for the label networks."""
+    name, which = LABEL_FOLDERS[kind]
+    return stages.folder(config, name, which)
 
 
 @pytest.fixture(scope="session")

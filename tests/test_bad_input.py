@@ -9,11 +9,13 @@ import pytest
 
 import main_ssdd
 from datasets.seed_store import load_maps, save_maps, store_path
+from engine import stages
 from engine.checkpoint import save_weights
 from models.psa.affinity import AffinityNet
 from models.psa.classifier import Classifier
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
-from tests.conftest import as_flags
+from settings.flags import flags_of
+from tests.conftest import as_flags, labels_folder
 from tools import eval_masks
 
 
@@ -129,14 +131,14 @@ STORES = {
 )
 def test_stored_map(name, store, kind, own_run, capsys):
     config = before(own_run, name)
-    folder = config.precompute_folder() if store == "differences" else config.labels_folder(store)
+    folder = stages.folder(config, "mode 1") if store == "differences" else labels_folder(config, store)
     path = store_path(folder, TRAIN_IDS[0])
     if kind == "missing":
         path.unlink()
     elif kind == "damaged":
         path.write_bytes(path.read_bytes()[:-30])
     elif store == "differences":
-        shutil.copy(store_path(config.labels_folder("out_aff"), TRAIN_IDS[0]), path)
+        shutil.copy(store_path(stages.folder(config, "make_aff_labels"), TRAIN_IDS[0]), path)
     else:
         classes = load_maps(path).classes
         save_maps(path, classes, np.ones((len(classes), 40, 50), np.float32), (40, 50), "x")
@@ -155,7 +157,7 @@ def test_weights_of_another_width(name, own_run, tmp_path, capsys):
         save_weights(weights, network)
         save_weights(tmp_path / "ssdd_wide.pth", network)
     if name in ("mode 1", "mode 3"):
-        trained = config.run_folder(int(name[-1]) - 1)
+        trained = stages.folder(config, f"mode {int(name[-1]) - 1}")
         said = refused(PROGRAMS[name], as_flags(replace(config, width=0.125)), config.out, capsys)
         assert f"{trained} was made with --width=0.0625, this run has --width=0.125" in said
     said = refused(PROGRAMS[name], as_flags(replace(config, weights=str(weights))), config.out, capsys)
@@ -193,7 +195,7 @@ FIRST = {
 def test_stage_before_the_one_it_needs_names_the_command(name, tiny_config, capsys):
     said = refused(PROGRAMS[name], as_flags(tiny_config), tiny_config.out, capsys)
     assert "is missing: make it with `python " in said or "maps are missing" in said
-    assert FIRST[name] + tiny_config.flags() + "`" in said
+    assert FIRST[name] + "".join(f" {flag}" for flag in flags_of(tiny_config)) + "`" in said
 
 
 @pytest.mark.parametrize(("name", "needed"), [("mode 1", "mode 0"), ("mode 3", "mode 2")])
@@ -248,11 +250,11 @@ def test_mended_input_goes_on_after_the_error(own_run, capsys):
     whole = path.read_bytes()
     path.write_bytes(b"")
     refused(make_cam_labels.main, as_flags(config), config.out, capsys, TRAIN_IDS[:3])
-    done = {p: p.stat().st_mtime_ns for p in config.labels_folder("out_cam").glob("*.npz")}
+    done = {p: p.stat().st_mtime_ns for p in stages.folder(config, "make_cam_labels").glob("*.npz")}
     assert {p.stem for p in done} == set(TRAIN_IDS[:3])
     path.write_bytes(whole)
     make_cam_labels.main(as_flags(config))
-    assert {p.stem for p in config.labels_folder("out_cam").glob("*.npz")} == set(TRAIN_IDS)
+    assert {p.stem for p in stages.folder(config, "make_cam_labels").glob("*.npz")} == set(TRAIN_IDS)
     assert all(p.stat().st_mtime_ns == time for p, time in done.items())
 
 
@@ -261,4 +263,4 @@ def test_right_width_after_a_wrong_one_needs_no_fresh(name, own_run, capsys):
     config = before(own_run, name)
     refused(PROGRAMS[name], as_flags(replace(config, width=0.125)), config.out, capsys)
     PROGRAMS[name](as_flags(config))
-    assert "complete" in capsys.readouterr().out or (config.label_network("aff")).exists()
+    assert "complete" in capsys.readouterr().out or (stages.label_network(config, "train_aff")).exists()

@@ -4,17 +4,19 @@ import argparse
 import dataclasses
 import json
 import re
-import shlex
+import shutil
 from dataclasses import replace
 
 import pytest
 
 import main_ssdd
 from datasets.errors import InputError
-from engine.runs import STAGE_FIELDS, claim_folder, finished, numbered
+from engine import stages
+from engine.runs import claim_folder, last_checkpoint
+from modes.ssdd.networks import integration, seed_integration
 from prepare_labels import train_cls
-from settings.config import Config, check, demo, preset, voc, with_recipe
-from settings.flags import add_flags, config_from, parse
+from settings.config import Config, check, demo, preset, settings_of, voc, with_recipe
+from settings.flags import add_flags, config_from, flags_of, parse
 from tests.conftest import as_flags
 
 # A value of each field that differs from voc()'s and can work alone.
@@ -32,13 +34,14 @@ OTHER = {
     "dropout": 0.25,
 }
 FIELDS = {entry.name: entry for entry in dataclasses.fields(Config)}
+EVERY = ("psa", "ssdd")
 
 
 def other(name):
-    default, choices = FIELDS[name].default, FIELDS[name].metadata["choices"]
+    default, choices = FIELDS[name].default, FIELDS[name].metadata["bounds"]
     if name in OTHER:
         return OTHER[name]
-    if choices:
+    if isinstance(default, str) and choices and isinstance(choices, tuple):
         return next(choice for choice in choices if choice != default)
     if isinstance(default, bool):
         return not default
@@ -67,7 +70,7 @@ def test_every_field_is_set_by_its_flag_in_both_spellings(name):
 
 def test_help_shows_every_field_with_both_spellings():
     parser = argparse.ArgumentParser()
-    add_flags(parser)
+    add_flags(parser, *EVERY)
     words = set(re.findall(r"--[\w-]+", parser.format_help()))
     assert {f"--{n}" for n in FIELDS} | {f"--{n.replace('_', '-')}" for n in FIELDS} <= words
 
@@ -214,7 +217,7 @@ def test_stage_takes_its_own_epochs_unless_told():
 )
 def test_proposed_commands_carry_every_setting(flags):
     config = parse(flags, "")
-    assert parse(shlex.split(config.flags()), "") == config
+    assert parse(flags_of(config), "") == config
 
 
 def test_as_flags_is_the_inverse_of_parsing(tiny_config):
@@ -224,11 +227,11 @@ def test_as_flags_is_the_inverse_of_parsing(tiny_config):
 
 def test_favouring_knowledge_turns_the_bias_around():
     config = replace(voc(), bias=0.3, bg=0.2, seed_bias=0.1, seed_bg=0.05)
-    assert config.integration() == (0.3, 0.2, False)
-    assert config.seed_integration() == (0.1, 0.05, False)
+    assert integration(config) == (0.3, 0.2, False)
+    assert seed_integration(config) == (0.1, 0.05, False)
     config = replace(config, bias_favours="knowledge", flag_rule="kept")
-    assert config.integration() == (-0.3, 0.2, True)
-    assert config.seed_integration() == (-0.1, 0.05, True)
+    assert integration(config) == (-0.3, 0.2, True)
+    assert seed_integration(config) == (-0.1, 0.05, True)
 
 
 def test_claimed_folder_holds_every_field_and_takes_the_same_config_again(tmp_path):
@@ -263,7 +266,7 @@ def test_other_width_is_refused_with_both_named(tmp_path):
     ],
 )
 def test_a_stage_is_claimed_for_what_it_depends_on(stage, uses, does_not_use, tmp_path):
-    assert set(STAGE_FIELDS[stage]) <= set(FIELDS)
+    assert set(uses) <= set(settings_of(stage))
     claim_folder(tmp_path / "run", demo(), stage, [])
     for name in uses:
         with pytest.raises(InputError, match=f"{name} .*, now "):
@@ -310,25 +313,32 @@ def test_damaged_config_is_named(text, tmp_path):
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=r"config\.json"):
         claim_folder(tmp_path, demo(), "mode 0", [])
+    config = replace(demo(), out=str(tmp_path))
+    stages.folder(config, "mode 0").mkdir(parents=True)
+    shutil.copy(path, stages.folder(config, "mode 0"))
     with pytest.raises(InputError, match=r"config\.json"):
-        finished(tmp_path, "seg", "make it", demo())
+        last_checkpoint(config, "mode 0", "seg")
 
 
-def test_finished_finds_the_last_checkpoint_or_names_the_command(tmp_path):
-    with pytest.raises(InputError, match=r"config\.json is missing: make it with `do this`"):
-        finished(tmp_path, "seg", "do this", demo())
-    claim_folder(tmp_path, replace(demo(), epochs=12), "mode 0", [])
+def test_last_checkpoint_is_found_or_the_command_named(tmp_path):
+    config = replace(demo(), out=str(tmp_path))
+    folder = stages.folder(config, "mode 0")
+    with pytest.raises(InputError, match=r"config\.json is missing: make it with `python main_ssdd\.py --mode=0 "):
+        last_checkpoint(config, "mode 0", "seg")
+    claim_folder(folder, replace(config, epochs=12), "mode 0", [])
     for epoch in (3, 10):
-        path = numbered(tmp_path, "seg", epoch)
+        path = stages.checkpoint_path(folder, "seg", epoch)
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    assert finished(tmp_path, "seg", "do this", demo(), epoch=3).name == "seg_0003.pth"
-    with pytest.raises(InputError, match=r"models/seg_0012\.pth is missing: make it with `do this`"):
-        finished(tmp_path, "seg", "do this", demo())
-    numbered(tmp_path, "seg", 12).touch()
-    assert finished(tmp_path, "seg", "do this", demo()).name == "seg_0012.pth"
+    assert last_checkpoint(config, "mode 0", "seg", 3).name == "seg_0003.pth"
+    with pytest.raises(
+        InputError, match=r"models/seg_0012\.pth is missing: make it with `python main_ssdd\.py --mode=0 "
+    ):
+        last_checkpoint(config, "mode 0", "seg")
+    stages.checkpoint_path(folder, "seg", 12).touch()
+    assert last_checkpoint(config, "mode 0", "seg").name == "seg_0012.pth"
     with pytest.raises(InputError, match="head_dilation=3"):
-        finished(tmp_path, "seg", "do this", replace(demo(), head_dilation=1))
+        last_checkpoint(replace(config, head_dilation=1), "mode 0", "seg")
 
 
 def test_other_arguments_of_a_program_are_left_alone():

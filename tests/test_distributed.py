@@ -10,7 +10,7 @@ import torch
 
 import main_ssdd
 from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
-from engine import checkpoint, distributed
+from engine import checkpoint, distributed, stages
 from tests.conftest import as_flags
 
 ROOT = Path(__file__).parent.parent
@@ -46,8 +46,8 @@ def test_every_gpu_gets_an_index(monkeypatch):
 def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, own_run):
     # Batches of 2 on two processes are batches of 4 on one: 20 steps. Without dropout; jitter is seeded by sample.
     weights = {}
-    (own_run.precompute_folder().parent / "one").symlink_to(own_run.modelid)
-    (own_run.precompute_folder().parent / "two").symlink_to(own_run.modelid)
+    (stages.folder(own_run, "mode 1").parent / "one").symlink_to(own_run.modelid)
+    (stages.folder(own_run, "mode 1").parent / "two").symlink_to(own_run.modelid)
     path = mask_path(own_run.voc_root, read_ids(own_run.voc_root, "train")[0])
     truth = read_mask(path).copy()
     truth[len(truth) // 4 :] = IGNORE  # so that mode 4 knows fewer pixels in one process than in the other
@@ -62,7 +62,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, own_ru
         models = Path(own_run.out) / "logs" / f"{run}_{name}" / "models"
         networks = ("seg",) if mode == 4 else ("seg", "ssdd")
         weights[name] = [checkpoint.load_state(models / f"{network}_0010.pth") for network in networks]
-    start = checkpoint.load_state(own_run.label_network("cls"))
+    start = checkpoint.load_state(stages.label_network(own_run, "train_cls"))
     trained = weights["one"][0]
     # Learning moved the weights far more than the tolerance.
     assert max((trained[f"encoder.{k}"] - v).abs().max() for k, v in start.items() if k != "fc8.weight") > 5e-5
@@ -72,7 +72,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, own_ru
 
 
 def test_shards_of_unequal_length_are_complete(own_run):
-    folder = own_run.precompute_folder()
+    folder = stages.folder(own_run, "mode 1")
     before = {path.name: path.read_bytes() for path in folder.glob("*.npz")}
     for path in sorted(folder.glob("*.npz"))[1:]:
         path.unlink()

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 import main_ssdd
 from datasets.errors import InputError
-from engine import checkpoint, distributed, runs
-from engine.training import load_batches
+from engine import checkpoint, distributed, runs, stages
+from engine.loading import Batches
 from engine.workers import CrfWorkers
 from settings.config import demo
 from tests.conftest import as_flags
@@ -98,7 +98,7 @@ class Dying(Numbers, Dataset):
 
 
 def test_a_data_loader_process_that_dies_is_one_line():
-    batches = load_batches(replace(demo(), workers=1), Dying(), 2, [(i, 0) for i in range(6)], CPU)
+    batches = iter(Batches(replace(demo(), workers=1), Dying(), [[(0, 0), (1, 0)]], CPU))
     with pytest.raises(InputError, match=r"DataLoader worker .*smaller --workers"):
         next(batches)
 
@@ -114,7 +114,7 @@ def test_a_crf_process_that_dies_is_one_line(own_run, monkeypatch, capsys):
         self.submit(die).result()
 
     monkeypatch.setattr(CrfWorkers, "queue", queue)
-    for path in own_run.validation_folder().rglob("*.png"):
+    for path in stages.folder(own_run, "mode 3").rglob("*.png"):
         path.unlink()
     with pytest.raises(SystemExit) as end:
         main_ssdd.main([*as_flags(replace(own_run, workers=1)), "--mode=3"])

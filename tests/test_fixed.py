@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 
 import main_ssdd
-from datasets.samples.seeds import FixedSeedSamples, SeedSamples
+from datasets.samples.seeds import SeedSamples
 from datasets.seed_store import store_path
 from datasets.voc import read_ids, read_mask, write_mask
-from engine import checkpoint, runs
+from engine import checkpoint, stages
 from evaluation.masks import evaluate
-from settings.config import SEED_SOURCES
-from tests.conftest import as_flags
+from tests.conftest import as_flags, labels_folder
 from tests.test_bad_input import refused
+
+SOURCES = ("psa", "psa_crf", "ssdd", "truth")
 
 
 def run(mode, config, *more):
@@ -26,7 +27,7 @@ def run(mode, config, *more):
 
 
 def weights(config, mode, epoch):
-    return checkpoint.load_state(runs.numbered(config.run_folder(mode), "seg", epoch))
+    return checkpoint.load_state(stages.checkpoint_path(stages.folder(config, f"mode {mode}"), "seg", epoch))
 
 
 def test_on_psa_it_trains_the_network_of_mode_0_bit_by_bit(own_run):
@@ -39,7 +40,7 @@ def test_on_psa_it_trains_the_network_of_mode_0_bit_by_bit(own_run):
     assert not torch.equal(start["seg_main.seg2.weight"], one["seg_main.seg2.weight"])
 
 
-@pytest.mark.parametrize("source", SEED_SOURCES[1:])
+@pytest.mark.parametrize("source", SOURCES)
 def test_each_source_has_its_own_run_and_masks(source, own_run):
     config = replace(own_run, seed_source=source)
     before = {p: p.read_bytes() for p in Path(config.out).rglob("*") if p.is_file()}
@@ -56,7 +57,7 @@ def test_each_source_has_its_own_run_and_masks(source, own_run):
 
 def test_sources_train_different_networks(own_run):
     trained = []
-    for source in SEED_SOURCES[1:]:
+    for source in SOURCES:
         config = replace(own_run, seed_source=source, lr=1e-3)
         run(4, config)
         trained.append(weights(config, 4, 1)["seg_main.seg2.bias"])
@@ -77,16 +78,16 @@ def test_a_stopped_run_ends_bit_by_bit_where_a_whole_one_does(own_run, monkeypat
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(checkpoint, "save", stopping)
         run(4, config, "--fresh")
-    assert checkpoint.load(config.run_folder(4) / "state.pth")["epoch"] == 1
+    assert checkpoint.load(stages.folder(config, "mode 4") / "state.pth")["epoch"] == 1
     run(4, config)
     assert all(torch.equal(whole[key], value) for key, value in weights(config, 4, 3).items())
 
 
 def test_sample_of_psa_is_the_knowledge_of_mode_0(own_run):
     ids = read_ids(own_run.voc_root, "train_aug")
-    psa, crf = (own_run.labels_folder(kind) for kind in ("out_aff", "out_aff_crf"))
-    pair = SeedSamples(own_run.voc_root, ids, psa, crf, 64, (64, 72))
-    alone = FixedSeedSamples(own_run.voc_root, ids, psa, 64, (64, 72))
+    psa, crf = (labels_folder(own_run, kind) for kind in ("out_aff", "out_aff_crf"))
+    pair = SeedSamples(own_run.voc_root, ids, {"knowledge": psa, "advice": crf}, 64, (64, 72))
+    alone = SeedSamples(own_run.voc_root, ids, {"seed": psa}, 64, (64, 72))
     for seed in range(4):
         torch.manual_seed(seed)
         expected = pair[1]
@@ -105,7 +106,7 @@ def test_mask_moves_with_the_image_and_unknown_stays_unknown(own_run, tmp_path):
     mask = np.zeros((96, 120), np.uint8)
     mask[:, :60], mask[:, 80:] = 1, 255
     write_mask(tmp_path / f"{ids[0]}.png", mask)
-    samples = FixedSeedSamples(own_run.voc_root, ids, tmp_path, 64, (64, 72))
+    samples = SeedSamples(own_run.voc_root, ids, {"seed": tmp_path}, 64, (64, 72))
     for seed in range(6):
         torch.manual_seed(seed)
         sample = samples[0]
@@ -117,27 +118,27 @@ def test_mask_moves_with_the_image_and_unknown_stays_unknown(own_run, tmp_path):
 
 def test_masks_of_another_size_are_refused_by_name(own_run, capsys):
     ids = read_ids(own_run.voc_root, "train_aug")
-    path = own_run.precompute_folder() / f"{ids[2]}.png"
+    path = stages.folder(own_run, "mode 1") / f"{ids[2]}.png"
     write_mask(path, read_mask(path)[:-1])
     flags = as_flags(replace(own_run, seed_source="ssdd"))
     said = refused(lambda f: main_ssdd.main(["--mode=4", *f]), flags, own_run.out, capsys)
     assert str(path) in said
 
 
-@pytest.mark.parametrize("source", SEED_SOURCES[1:])
+@pytest.mark.parametrize("source", SOURCES)
 def test_missing_seeds_are_named_before_training(source, own_run, capsys):
     image_id = read_ids(own_run.voc_root, "train_aug")[3]
     config = replace(own_run, seed_source=source)
     path = {
-        "psa": store_path(config.labels_folder("out_aff"), image_id),
-        "crf": store_path(config.labels_folder("out_aff_crf"), image_id),
-        "ssdd": config.precompute_folder() / f"{image_id}.png",
+        "psa": store_path(stages.folder(config, "make_aff_labels"), image_id),
+        "crf": store_path(stages.folder(config, "make_aff_labels", 1), image_id),
+        "ssdd": stages.folder(config, "mode 1") / f"{image_id}.png",
         "truth": Path(config.voc_root) / "SegmentationClass" / f"{image_id}.png",
     }[source]
     path.unlink()
     said = refused(lambda f: main_ssdd.main(["--mode=4", *f]), as_flags(config), config.out, capsys)
     assert str(path) in said and "missing" in said
-    assert not config.run_folder(4).exists()
+    assert not stages.folder(config, "mode 4").exists()
 
 
 def test_mode_3_before_mode_4_names_the_command(own_run, capsys):
@@ -156,10 +157,10 @@ def test_source_where_it_is_needed_and_only_there(mode, source, tiny_config, cap
 def test_other_seeds_under_the_same_name_are_refused(own_run, finished_run, capsys):
     config = replace(own_run, seed_source="psa")
     run(4, config)
-    shutil.rmtree(config.labels_folder("out_aff"))
-    shutil.copytree(finished_run / "prepare_labels" / "results" / "out_aff", config.labels_folder("out_aff"))
+    shutil.rmtree(stages.folder(config, "make_aff_labels"))
+    shutil.copytree(finished_run / "prepare_labels" / "results" / "out_aff", stages.folder(config, "make_aff_labels"))
     run(4, config)
-    stored = config.labels_folder("out_aff") / "config.json"
+    stored = stages.folder(config, "make_aff_labels") / "config.json"
     stored.write_text(json.dumps(json.loads(stored.read_text()) | {"identity": "other"}))
     said = refused(lambda f: main_ssdd.main(["--mode=4", *f]), as_flags(config), config.out, capsys)
     assert "made_from" in said

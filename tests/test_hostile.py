@@ -19,7 +19,7 @@ from PIL import Image
 from datasets.errors import InputError
 from datasets.seed_store import load_differences, load_maps, save_differences, save_maps
 from datasets.voc import class_names, image_size, open_image, read_ids, read_image, read_mask, read_present
-from engine import checkpoint, history, runs
+from engine import checkpoint, history, runs, stages
 from engine.pickles import refuse_endless_keys
 from script import make_pages
 from settings.config import Config, demo
@@ -276,17 +276,22 @@ def test_weights_that_are_no_finite_floats(value, tmp_path):
     ids=lambda content: content[:16],
 )
 def test_configs_that_are_none(content, tmp_path):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
-        runs.finished(tmp_path, "seg", "command", demo())
+    config = replace(demo(), out=str(tmp_path))
+    folder = stages.folder(config, "mode 0")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(content)
+    with pytest.raises(InputError, match=re.escape(str(folder))):
+        runs.last_checkpoint(config, "mode 0", "seg")
 
 
 def test_unknown_fields_of_a_config_are_not_believed(tmp_path):
     strange = {"epochs": 1, "__class__": "os", "out": "/etc", "made_up": [1], "weights": "../../x"}
-    (tmp_path / "config.json").write_text(json.dumps(strange))
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "seg_0001.pth").touch()
-    assert runs.finished(tmp_path, "seg", "command", demo()) == tmp_path / "models" / "seg_0001.pth"
+    config = replace(demo(), out=str(tmp_path))
+    path = stages.checkpoint_path(stages.folder(config, "mode 0"), "seg", 1)
+    path.parent.mkdir(parents=True)
+    (path.parents[1] / "config.json").write_text(json.dumps(strange))
+    path.touch()
+    assert runs.last_checkpoint(config, "mode 0", "seg") == path
 
 
 def test_png_with_text_that_unpacks_to_much(tmp_path):

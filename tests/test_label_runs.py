@@ -23,13 +23,13 @@ import torch
 from datasets.demo import make_demo
 from datasets.files import PARTIAL
 from datasets.voc import CLASSES
-from engine import distributed, history
+from engine import distributed, history, stages
 from engine.checkpoint import save_weights
 from models.psa.affinity import AffinityNet
 from models.psa.classifier import Classifier
 from prepare_labels import make_cam_labels
 from settings.config import demo
-from tests.conftest import as_flags
+from tests.conftest import as_flags, labels_folder
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", 3))
@@ -52,7 +52,7 @@ def undisturbed(tmp_path_factory):
         ("cls", Classifier(len(CLASSES) - 1, config.width, 0, config.backbone_dilation)),
         ("aff", AffinityNet(config.width, 0, config.backbone_dilation)),
     ):
-        save_weights(config.label_network(name), network)
+        save_weights(labels_folder(config, name) / "weights.pth", network)
     finish(start(config))
     whole = store(config)
     assert len(whole) == len(STORES) * (IMAGES + 1)
@@ -76,20 +76,20 @@ def finish(process: subprocess.Popen) -> None:
 
 def store(config) -> dict[str, bytes]:
     """Every file of the five folders by its path, hidden ones too, but the notes of how long it took."""
-    results = config.labels_folder("out_cam").parent
+    results = stages.folder(config, "make_cam_labels").parent
     paths = [path for kind in STORES for path in sorted((results / kind).rglob("*")) if path.name != history.FILE]
     return {str(path.relative_to(results)): path.read_bytes() for path in paths}
 
 
 def made(config) -> int:
     """How many files are done."""
-    folders = [config.labels_folder(kind) for kind in STORES]
+    folders = [labels_folder(config, kind) for kind in STORES]
     return sum(not path.name.startswith(PARTIAL) and path.name != history.FILE for f in folders for path in f.glob("*"))
 
 
 def emptied(config) -> None:
     for kind in STORES:
-        shutil.rmtree(config.labels_folder(kind), ignore_errors=True)
+        shutil.rmtree(labels_folder(config, kind), ignore_errors=True)
 
 
 def alive(group: int) -> list[int]:

@@ -12,7 +12,7 @@ import main_ssdd
 from datasets.errors import InputError
 from datasets.seed_store import load_maps
 from datasets.voc import CLASSES, class_names, read_ids, read_image, read_mask, read_present, write_mask
-from engine import checkpoint
+from engine import checkpoint, stages
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from tests.conftest import as_flags, tiny
 from tests.test_pages import data_of
@@ -70,15 +70,15 @@ def test_four_classes_of_other_names_go_through_the_whole_method(tiny_voc, own_d
         program.main(flags)
     main_ssdd.main(["--mode=all", *flags])
     for image_id in read_ids(root, "train"):
-        stored = load_maps(config.labels_folder("out_aff") / f"{image_id}.npz")
+        stored = load_maps(stages.folder(config, "make_aff_labels") / f"{image_id}.npz")
         assert stored.classes.tolist() == np.flatnonzero(read_present(root, image_id)).tolist()
-    result = json.loads((config.validation_folder() / "result_val.json").read_text())
+    result = json.loads((stages.folder(config, "mode 3") / "result_val.json").read_text())
     assert tuple(result["mask"]["iou"]) == names
-    weights = config.run_folder(2) / "models" / "seg_0001.pth"
+    weights = stages.folder(config, "mode 2") / "models" / "seg_0001.pth"
     assert checkpoint.load_description(weights)[1] == names
     assert checkpoint.load_state(weights)["seg_main.seg2.weight"].shape[0] == 5
     predictor, image_id = Predictor(weights, "cpu"), read_ids(root, "val")[0]
-    expected = read_mask(config.validation_folder() / "crf" / f"{image_id}.png", 5)
+    expected = read_mask(stages.folder(config, "mode 3") / "crf" / f"{image_id}.png", 5)
     assert np.array_equal(predictor.mask(read_image(root, image_id)), expected)
     for page in ("labels", "dssdd", "val"):
         data = data_of(Path(config.out) / "script" / f"{page}.html")

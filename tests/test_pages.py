@@ -15,6 +15,8 @@ from PIL import Image
 from datasets.voc import read_ids, read_mask, write_mask
 from engine import history
 from script import make_pages
+from script.pages import masks
+from script.pages.document import write_page
 from settings.config import Config
 from tests import browser
 from tests.conftest import tiny
@@ -34,6 +36,10 @@ def run(finished_run, tiny_voc, tmp_path_factory) -> Config:
     shutil.copytree(finished_run, out, ignore=shutil.ignore_patterns("state.pth", "tensorboard", "script", "models"))
     for path in list(out.glob("logs/*/imgs/*_0001_*.png")):
         Image.open(path).rotate(180).save(path.with_name(path.name.replace("_0001_", "_0002_")))
+    for log in out.glob("logs/*/history.jsonl"):
+        with open(log, "a", encoding="utf-8") as file:
+            figures = {"epoch": 2, "seconds": 1.0, "images_per_second": 1.0, "memory_gib": 1.0}
+            file.write(json.dumps(figures) + "\n")
     config = tiny(tiny_voc, out)
     make_pages.make_pages(config)
     return config
@@ -76,7 +82,7 @@ def test_scores_and_pictures_of_errors_agree_with_the_masks(run, tiny_voc):
 def test_grid_names_the_class_of_each_cell():
     mask = np.zeros((48, 96), np.uint8)
     mask[10:20, 40:44] = 7
-    cells = [int(c) for run in make_pages.grid(mask).split(",") for c in [run.split("*")[0]] * int(run.split("*")[1])]
+    cells = [int(c) for run in masks.grid(mask).split(",") for c in [run.split("*")[0]] * int(run.split("*")[1])]
     assert np.array_equal(np.reshape(cells, (24, 24)), mask[1::2, 2::4])
 
 
@@ -95,7 +101,7 @@ def test_index_has_the_figures_that_were_logged(run, finished_run):
 
 def test_a_name_cannot_break_out_of_the_page(tmp_path):
     evil = "</script><script>alert(1)</script><!--&\u2028"
-    make_pages.write_page(tmp_path, "val", replace(Config(), modelid=evil), {"view": "nothing", "reason": evil})
+    write_page(tmp_path, "val", make_pages.TITLES, replace(Config(), modelid=evil), {"view": "nothing", "reason": evil})
     text = (tmp_path / "val.html").read_text(encoding="utf-8")
     assert text.count("</script>") == 2 and "<script>alert" not in text and "<!--" not in text
     assert data_of(tmp_path / "val.html")["reason"] == evil
@@ -249,7 +255,7 @@ def test_row_pages_sort_filter_and_turn_over(run, clean_tab, name):
         kind, what = step.split(":")
         {"click": tab.click, "key": tab.key}[kind](what)
         assert shown() == part, step
-    for name, title in make_pages.PAGES.items():
+    for name, title in make_pages.TITLES.items():
         tab.load(lambda name=name: tab.click(f"nav a[href='{name}.html']"))
         assert tab.run("document.querySelector('h1').textContent") == title
 

@@ -12,6 +12,7 @@ from PIL import Image
 import main_ssdd
 from datasets.seed_store import store_path
 from datasets.voc import CLASSES, read_ids, read_mask, write_mask
+from engine import stages
 from evaluation.masks import evaluate
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
@@ -120,7 +121,7 @@ def test_runs_of_another_preset_or_recipe_are_not_mixed(two_runs, tmp_path, caps
 def test_bad_masks_are_named_and_nothing_written(own_run, tmp_path, capsys):
     flags = [own_run.out, "--voc-root", own_run.voc_root, "--into", str(tmp_path / "tables")]
     ids = read_ids(own_run.voc_root, "val")
-    path = own_run.validation_folder() / "crf" / f"{ids[1]}.png"
+    path = stages.folder(own_run, "mode 3") / "crf" / f"{ids[1]}.png"
     whole = read_mask(path)
     write_mask(path, whole[1:])
     assert str(path.with_suffix("")) in refused(paper_tables.main, flags, tmp_path, capsys)
@@ -130,7 +131,7 @@ def test_bad_masks_are_named_and_nothing_written(own_run, tmp_path, capsys):
     path.unlink()
     assert ids[1] in refused(paper_tables.main, flags, tmp_path, capsys)
     write_mask(path, whole)
-    store_path(own_run.labels_folder("out_aff"), read_ids(own_run.voc_root, "train")[0]).unlink()
+    store_path(stages.folder(own_run, "make_aff_labels"), read_ids(own_run.voc_root, "train")[0]).unlink()
     assert "missing" in refused(paper_tables.main, flags, tmp_path, capsys)
     said = refused(paper_tables.main, [str(tmp_path / "nowhere"), *flags[1:]], tmp_path, capsys)
     assert "nowhere" in said

@@ -13,11 +13,12 @@ import main_ssdd
 from datasets.samples import seeds as training_sets
 from datasets.seed_store import load_differences, load_maps, store_path
 from datasets.voc import read_ids, read_mask, read_present, write_mask
-from engine import checkpoint
+from engine import checkpoint, stages
 from evaluation.metrics import mean_iou
-from modes.ssdd.precompute import refine_seed
+from modes.ssdd.networks import seed_integration
+from modes.ssdd.precompute import refined_seed
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
-from tests.conftest import as_flags, tiny
+from tests.conftest import as_flags, labels_folder, tiny
 
 
 def whole_method(flags: list[str]) -> None:
@@ -107,22 +108,23 @@ def test_what_is_missing_is_made_again_and_equal(own_run):
     before = contents(out)
     first = read_ids(own_run.voc_root, "train_aug")[0]
     for kind in ("out_cam", "out_aff_crf"):
-        store_path(own_run.labels_folder(kind), first).unlink()
-    store_path(own_run.precompute_folder(), first).unlink()
-    (own_run.validation_folder() / "crf" / f"{read_ids(own_run.voc_root, 'val')[0]}.png").unlink()
+        store_path(labels_folder(own_run, kind), first).unlink()
+    store_path(stages.folder(own_run, "mode 1"), first).unlink()
+    (stages.folder(own_run, "mode 3") / "crf" / f"{read_ids(own_run.voc_root, 'val')[0]}.png").unlink()
     whole_method(as_flags(own_run))
     assert contents(out) == before
 
 
 def test_static_seed_integrates_psa_and_crf_at_the_image_size(own_run):
     image_id = read_ids(own_run.voc_root, "train_aug")[0]
-    maps = [load_maps(store_path(own_run.labels_folder(kind), image_id)) for kind in ("out_aff", "out_aff_crf")]
+    maps = [load_maps(store_path(labels_folder(own_run, kind), image_id)) for kind in ("out_aff", "out_aff_crf")]
     knowledge, advice = (m.classes[m.maps.argmax(axis=0)] for m in maps)
-    d_k, d_a = (torch.from_numpy(d)[None] for d in load_differences(store_path(own_run.precompute_folder(), image_id)))
-    how = own_run.seed_integration()
+    differences = load_differences(store_path(stages.folder(own_run, "mode 1"), image_id))
+    pair = (stages.folder(own_run, "make_aff_labels"), stages.folder(own_run, "make_aff_labels", 1))
+    how = seed_integration(own_run)
     never, always = (how._replace(bias=bias) for bias in (-9, 9))
-    assert np.array_equal(refine_seed(own_run, image_id, d_k, d_a, never), knowledge)
-    assert np.array_equal(refine_seed(own_run, image_id, d_k, d_a, always), advice)
+    assert np.array_equal(refined_seed(own_run.voc_root, image_id, pair, differences, never), knowledge)
+    assert np.array_equal(refined_seed(own_run.voc_root, image_id, pair, differences, always), advice)
 
 
 def test_recipe_released_stores_mirrored_maps(own_run, monkeypatch):
@@ -131,9 +133,9 @@ def test_recipe_released_stores_mirrored_maps(own_run, monkeypatch):
     monkeypatch.setattr(training_sets, "draw_jitter", lambda: ("bcsh", torch.tensor([1.0, 1.0, 1.0, 0.0])))
     flags = as_flags(own_run)
     ids = read_ids(own_run.voc_root, "train_aug")
-    plain = [load_differences(store_path(own_run.precompute_folder(), i))[0] for i in ids]
+    plain = [load_differences(store_path(stages.folder(own_run, "mode 1"), i))[0] for i in ids]
     main_ssdd.main(["--mode=1", *flags, "--precompute-augmented", "--fresh"])
-    moved = [load_differences(store_path(own_run.precompute_folder(), i))[0] for i in ids]
+    moved = [load_differences(store_path(stages.folder(own_run, "mode 1"), i))[0] for i in ids]
     closer = [np.abs(m - p[:, ::-1]).mean() < np.abs(m - p).mean() for m, p in zip(moved, plain, strict=True)]
     same = [np.allclose(m, p, atol=1e-4) for m, p in zip(moved, plain, strict=True)]
     assert 0 < sum(same) < len(ids) and any(closer) and not any(s and c for s, c in zip(same, closer, strict=True))
@@ -155,9 +157,9 @@ def test_odd_pictures_go_through_the_whole_method(own_voc, tmp_path):
     config = tiny(own_voc, tmp_path / "out")
     whole_method(as_flags(config))
     for image_id, picture in zip(read_ids(own_voc, "val"), odd["val"], strict=False):
-        assert read_mask(config.validation_folder() / "crf" / f"{image_id}.png").shape == picture.size[::-1]
+        assert read_mask(stages.folder(config, "mode 3") / "crf" / f"{image_id}.png").shape == picture.size[::-1]
     for image_id, picture in zip(read_ids(own_voc, "train"), odd["train"], strict=False):
-        assert read_mask(config.precompute_folder() / f"{image_id}.png").shape == picture.size[::-1]
+        assert read_mask(stages.folder(config, "mode 1") / f"{image_id}.png").shape == picture.size[::-1]
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from datasets.errors import InputError, Stopped
-from engine import checkpoint
+from engine import checkpoint, stages
 from prepare_labels import train_cls
-from tests.conftest import as_flags, tiny
+from tests.conftest import as_flags, labels_folder, tiny
 from tests.test_training import Stop, Toy, stop_at_step
 
 ROOT = Path(__file__).parent.parent
@@ -187,7 +187,7 @@ def test_classifier_from_scratch_goes_on_exactly_within_its_last_epoch(tiny_voc,
         patch.setattr(torch.nn.functional, "multilabel_soft_margin_loss", stopping)
         with pytest.raises(Stop):
             train_cls.run(replace(configs[1], checkpoint_every=EVERY_STEP))
-    assert checkpoint.load(configs[1].labels_folder("cls") / "state.pth")["step"] == 1
+    assert checkpoint.load(labels_folder(configs[1], "cls") / "state.pth")["step"] == 1
     train_cls.run(configs[1])
-    weights = [config.label_network("cls").read_bytes() for config in configs]
+    weights = [stages.label_network(config, "train_cls").read_bytes() for config in configs]
     assert weights[0] == weights[1]

@@ -12,12 +12,13 @@ from scipy.stats import rankdata
 import main_ssdd
 from datasets.seed_store import SeedMaps, load_differences, load_maps, store_path
 from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
+from engine import stages
 from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
-from tests.conftest import as_flags
+from tests.conftest import as_flags, labels_folder
 from tests.test_bad_input import refused
 from tools import seed_rivals
-from tools.seed_rivals import RULES, area_under_roc, choices, overrules, share_of_gap
+from tools.seed_rivals import area_under_roc, choices, overrules, share_of_gap
 
 
 def test_every_rule_by_hand():
@@ -29,21 +30,23 @@ def test_every_rule_by_hand():
     maps = [SeedMaps(np.array([0, 7]), m, "x") for m in (knowledge, advice)]
     flags = torch.zeros(1, 21)
     masks = choices(*maps, flags, refined, truth)
-    assert masks["PSA"].tolist() == [[0, 7, 7, 7, 7]]
-    assert masks["PSA+CRF"].tolist() == [[0, 0, 0, 7, 0]]
+    assert [m.mask().tolist() for m in maps] == [[[0, 7, 7, 7, 7]], [[0, 0, 0, 7, 0]]]
     assert masks["larger probability"].tolist() == [[0, 7, 7, 7, 7]]
-    assert masks["flags alone"].tolist() == masks["PSA+CRF"].tolist()
+    assert masks["flags alone"].tolist() == maps[1].mask().tolist()
     assert masks["static SSDD"] is refined
     assert masks["oracle"][0, :4].tolist() == [0, 7, 0, 7]
     flags[0, 7] = 1
     assert choices(*maps, flags, refined, truth)["flags alone"].tolist() == [[0, 7, 7, 7, 7]]
 
 
+PAIR = ("PSA", "PSA+CRF")
+
+
 def test_share_of_the_gap():
-    figures = dict.fromkeys(RULES, 0.0) | {"PSA": 0.5, "PSA+CRF": 0.4, "static SSDD": 0.55, "oracle": 0.7}
-    assert share_of_gap(figures) == pytest.approx(0.25)
-    assert share_of_gap(figures | {"static SSDD": 0.45}) == pytest.approx(-0.25)
-    assert share_of_gap(figures | {"oracle": 0.5}) is None
+    figures = {"PSA": 0.5, "PSA+CRF": 0.4, "static SSDD": 0.55, "oracle": 0.7}
+    assert share_of_gap(figures, PAIR) == pytest.approx(0.25)
+    assert share_of_gap(figures | {"static SSDD": 0.45}, PAIR) == pytest.approx(-0.25)
+    assert share_of_gap(figures | {"oracle": 0.5}, PAIR) is None
 
 
 def test_area_under_roc_is_the_share_of_ordered_pairs():
@@ -76,9 +79,9 @@ def test_figures_of_a_run_are_those_of_its_masks(own_run, tmp_path, capsys):
     result = json.loads((tmp_path / "rivals.json").read_text())[own_run.out]
     ids = read_ids(own_run.voc_root, "train")
     folders = {
-        "PSA": own_run.labels_folder("out_aff"),
-        "PSA+CRF": own_run.labels_folder("out_aff_crf"),
-        "static SSDD": own_run.precompute_folder(),
+        "PSA": stages.folder(own_run, "make_aff_labels"),
+        "PSA+CRF": stages.folder(own_run, "make_aff_labels", 1),
+        "static SSDD": stages.folder(own_run, "mode 1"),
     }
     for rule, folder in folders.items():
         expected = evaluate(folder, own_run.voc_root, ids)
@@ -100,10 +103,10 @@ def areas(config, ids):
     values, differs = [], []
     for image_id in ids:
         k, a = (
-            load_maps(store_path(config.labels_folder(kind), image_id)).maps.argmax(0)
+            load_maps(store_path(labels_folder(config, kind), image_id)).maps.argmax(0)
             for kind in ("out_aff", "out_aff_crf")
         )
-        d = np.stack(load_differences(store_path(config.precompute_folder(), image_id)))
+        d = np.stack(load_differences(store_path(stages.folder(config, "mode 1"), image_id)))
         d = torch.nn.functional.interpolate(torch.from_numpy(d)[None], k.shape, mode="bilinear")[0]
         seen = read_mask(mask_path(config.voc_root, image_id)) != IGNORE
         values.append(d[:, torch.from_numpy(seen)].numpy())
@@ -117,7 +120,7 @@ def test_the_sweep_is_what_mode_1_makes_with_that_bias(own_run, tmp_path):
     main_ssdd.main(["--mode=1", *as_flags(replace(own_run, seed_bias=-0.1)), "--fresh"])
     run(own_run, "--json", str(tmp_path / "two.json"))
     one, two = (json.loads((tmp_path / name).read_text())[own_run.out] for name in ("one.json", "two.json"))
-    masks = evaluate(own_run.precompute_folder(), own_run.voc_root, read_ids(own_run.voc_root, "train")[0::2])
+    masks = evaluate(stages.folder(own_run, "mode 1"), own_run.voc_root, read_ids(own_run.voc_root, "train")[0::2])
     assert one["bias"]["sweep_of_first_half"]["-0.1"] == pytest.approx(masks["miou"])
     assert one["bias"] == two["bias"]
 
@@ -126,7 +129,7 @@ def test_runs_that_are_no_repetitions_are_refused(own_run, finished_run, tmp_pat
     flags = [own_run.out, str(finished_run), "--voc-root", own_run.voc_root]
     said = refused(seed_rivals.main, flags, tmp_path, capsys)
     assert "seeds [0, 0]" in said
-    path = own_run.precompute_folder() / "config.json"
+    path = stages.folder(own_run, "mode 1") / "config.json"
     whole = path.read_text()
     for name, value in {"recipe": "released", "preset": "voc", "seed_bias": 0.1}.items():
         path.write_text(json.dumps(json.loads(whole) | {name: value}))

@@ -11,6 +11,7 @@ from PIL import Image
 import main_ssdd
 from datasets.errors import InputError
 from datasets.voc import PALETTE, read_ids, read_mask, write_mask, write_submission
+from engine import stages
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
 
@@ -43,7 +44,7 @@ def test_archive_holds_every_test_mask_as_the_server_takes_it(run_with_test, tmp
             assert image.mode == "P" and image.getpalette() == PALETTE.ravel().tolist()
             with Image.open(Path(run_with_test.voc_root) / "JPEGImages" / f"{image_id}.jpg") as photo:
                 assert image.size == photo.size
-            mask = run_with_test.validation_folder() / "crf" / f"{image_id}.png"
+            mask = stages.folder(run_with_test, "mode 3") / "crf" / f"{image_id}.png"
             assert np.array_equal(np.array(image), read_mask(mask))
 
 
@@ -73,7 +74,7 @@ def unknown_class(path):
 def test_a_mask_that_the_server_would_refuse_is_named_and_nothing_written(spoil, run_with_test, tmp_path, capsys):
     submit(run_with_test, tmp_path / "masks.tgz")
     (tmp_path / "masks.tgz").unlink()
-    path = run_with_test.validation_folder() / "crf" / f"{read_ids(run_with_test.voc_root, 'test')[1]}.png"
+    path = stages.folder(run_with_test, "mode 3") / "crf" / f"{read_ids(run_with_test.voc_root, 'test')[1]}.png"
     spoil(path)
     said = refused(lambda flags: submit(run_with_test, tmp_path / "masks.tgz"), [], tmp_path, capsys)
     assert str(path) in said

@@ -15,14 +15,15 @@ from torch.utils.data import Dataset
 from datasets.errors import InputError
 from datasets.samples.image_labels import ImageLabelSamples
 from datasets.voc import read_ids
-from engine import checkpoint, distributed, runs
-from engine.loading import EpochOrder, SeededSamples
-from engine.training import cosine_rate, load_batches, poly_rate, sgd, train
+from engine import checkpoint, distributed, stages
+from engine.loading import Batches, EpochOrder, SeededSamples
+from engine.training import Training, cosine_rate, poly_rate, sgd, train
 from modes.ssdd import networks, static
 from settings.config import demo
 from tests.conftest import tiny
 
 CPU = torch.device("cpu")
+PAIRS = [[(n, 0), (n + 1, 0)] for n in (0, 2, 4)]
 
 
 @torch.no_grad()
@@ -79,9 +80,9 @@ def processes(monkeypatch):
 
 
 def order_of(length, seed, epoch):
-    order = EpochOrder(length, seed)
-    order.epoch = epoch
-    return list(order)
+    order = EpochOrder(length, 5, seed)
+    order.start(epoch, 0)
+    return [key for batch in order for key in batch]
 
 
 def test_an_epoch_is_a_permutation_that_epoch_and_seed_decide():
@@ -99,7 +100,7 @@ def test_shards_are_disjoint_complete_and_of_one_length(length, count, processes
     shards = []
     for rank in range(count):
         processes.be(rank, count)
-        assert len(EpochOrder(length, 0)) == math.ceil(length / count)
+        assert EpochOrder(length, 5, 0).samples == math.ceil(length / count)
         shards.append(order_of(length, 0, 2))
     assert {len(shard) for shard in shards} == {math.ceil(length / count)}
     dealt = [sample for shard in shards for sample in shard]
@@ -165,32 +166,36 @@ class Toy:
         torch.manual_seed(self.config.seed)
         self.network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.optimiser = sgd([(list(self.network.parameters()), 2.0)], momentum, 1e-3)
-        self.folder, self.steps, self.epochs, self.rates = folder, [], [], []
+        self.folder, self.steps, self.epochs, self.rates, self.moments = folder, [], [], [], []
+        self.average = torch.optim.swa_utils.AveragedModel(self.network)
 
-    def losses(self, batch):
+    def losses(self, batch, epoch):
+        self.moments.append(epoch)
         self.steps.append(batch["id"])
         self.rates.append(self.optimiser.param_groups[0]["lr"])
         return {"loss": (self.network(batch["x"]) - 1).square().mean()}, {"mean": batch["x"].mean()}
 
     def run(self):
-        train(
-            self.config,
-            "toy",
-            self.folder,
-            CPU,
-            {"network": self.network},
-            [self.optimiser],
-            cosine_rate(0.01, self.config.epochs),
-            Numbers(),
-            4,
-            self.losses,
-            lambda epoch, history: self.epochs.append(epoch),
-            "labels",
+        run = Training(
+            title="toy",
+            folder=self.folder,
+            networks={"network": self.network, "average": self.average},
+            optimisers=[self.optimiser],
+            rate=cosine_rate(0.01, self.config.epochs),
+            samples=Numbers(),
+            batch=4,
+            batch_flag="--bn",
+            losses=self.losses,
+            after_epoch=lambda epoch, history: self.epochs.append(epoch),
+            refresh=lambda: None,
+            after_step=lambda step: self.average.update_parameters(self.network),
         )
+        train(run, self.config, CPU)
         return self
 
     def state(self):
-        return torch.cat([p.detach().flatten() for p in self.network.parameters()])
+        both = (*self.network.parameters(), *self.average.module.parameters())
+        return torch.cat([p.detach().flatten() for p in both])
 
 
 def test_every_epoch_sees_every_sample_at_falling_rates_times_the_factor(tmp_path):
@@ -201,6 +206,7 @@ def test_every_epoch_sees_every_sample_at_falling_rates_times_the_factor(tmp_pat
         seen = [image for ids in toy.steps[3 * epoch : 3 * epoch + 3] for image in ids]
         assert sorted(seen) == [f"image{i}" for i in range(10)]
     rate = cosine_rate(0.01, 3)
+    assert toy.moments == pytest.approx([step / 3 for step in range(9)])
     assert toy.rates == pytest.approx([2 * rate(step / 3) for step in range(9)])
     assert checkpoint.load(tmp_path / "state.pth")["epoch"] == 3
 
@@ -218,10 +224,10 @@ class Stop(Exception):
 def stop_at_step(toy, step):
     losses = toy.losses
 
-    def stopping(batch):
+    def stopping(batch, epoch):
         if len(toy.steps) == step:
             raise Stop
-        return losses(batch)
+        return losses(batch, epoch)
 
     toy.losses = stopping
 
@@ -297,8 +303,8 @@ def test_loss_that_is_not_finite_stops_with_step_and_images_and_keeps_the_last_s
     toy = Toy(tmp_path)
     losses = toy.losses
 
-    def breaking(batch):
-        minimised, others = losses(batch)
+    def breaking(batch, epoch):
+        minimised, others = losses(batch, epoch)
         if len(toy.steps) == 5:
             (minimised if where == "loss" else others)["bad"] = minimised["loss"] * value
         else:
@@ -337,9 +343,10 @@ def test_real_run_interrupted_in_its_pictures_ends_bit_by_bit_the_same(finished_
     static.run(configs[1])
     for epoch in (1, 2, 3):
         for kind in ("seg", "ssdd"):
-            one, other = (checkpoint.load_state(runs.numbered(config.run_folder(0), kind, epoch)) for config in configs)
+            folders = [stages.folder(config, "mode 0") for config in configs]
+            one, other = (checkpoint.load_state(stages.checkpoint_path(f, kind, epoch)) for f in folders)
             assert all(torch.equal(one[key], other[key]) for key in one), (kind, epoch)
-    start, last = (checkpoint.load_state(runs.numbered(configs[0].run_folder(0), "seg", n)) for n in (1, 3))
+    start, last = (checkpoint.load_state(stages.checkpoint_path(folders[0], "seg", n)) for n in (1, 3))
     assert torch.equal(start["encoder.conv1a.weight"], last["encoder.conv1a.weight"])
     assert not torch.equal(start["seg_main.seg2.weight"], last["seg_main.seg2.weight"])
 
@@ -359,7 +366,7 @@ def test_broken_image_arrives_as_one_error_with_its_name(workers, own_voc):
     path = Path(own_voc) / "JPEGImages" / f"{ids[3]}.jpg"
     path.write_bytes(path.read_bytes()[:300])
     samples = ImageLabelSamples(str(own_voc), ids, (64, 80), 64)
-    batches = load_batches(replace(demo(), workers=workers), samples, 2, [(i, 0) for i in range(6)], CPU)
+    batches = iter(Batches(replace(demo(), workers=workers), samples, PAIRS, CPU))
     assert next(batches)["id"] == ids[:2]
     error = error_of_next(batches)
     assert type(error) is InputError
@@ -372,7 +379,7 @@ class Broken(Numbers):
 
 
 def test_other_errors_in_a_worker_are_not_swallowed():
-    batches = load_batches(replace(demo(), workers=1), Broken(), 2, [(i, 0) for i in range(6)], CPU)
+    batches = iter(Batches(replace(demo(), workers=1), Broken(), PAIRS, CPU))
     error = error_of_next(batches)
     assert type(error) is ZeroDivisionError and "a bug" in str(error)
 
@@ -380,8 +387,8 @@ def test_other_errors_in_a_worker_are_not_swallowed():
 def test_sample_is_a_function_of_its_seed_alone():
     def values(seeds, workers):
         torch.manual_seed(len(seeds) + workers)
-        config, order = replace(demo(), workers=workers), [(3, seed) for seed in seeds]
-        return next(load_batches(config, Numbers(), 2, order, CPU))["x"]
+        config, order = replace(demo(), workers=workers), [[(3, seed) for seed in seeds[:2]]]
+        return next(iter(Batches(config, Numbers(), order, CPU)))["x"]
 
     first = values([11, 12], 0)
     assert torch.equal(values([12, 11, 5], 0).flip(0), first)
