@@ -36,73 +36,64 @@ class Stage:
 
 
 RESULTS = "prepare_labels/results"
+CAM = Seeds("cam", "CAM", f"{RESULTS}/out_cam")
+PSA_MAPS = Seeds("psa", "PSA", f"{RESULTS}/out_aff")
+PSA_CRF = Seeds("psa_crf", "PSA+CRF", f"{RESULTS}/out_aff_crf")
+STATIC_SSDD = Seeds("ssdd", "static SSDD", "precompute/{modelid}")
 STAGES = {
-    "train_cls": Stage(
-        "classifier", "-m prepare_labels.train_cls", (f"{RESULTS}/cls",), epochs="cls_epochs", page="labels"
-    ),
+    "train_cls": Stage("classifier", "-m prepare_labels.train_cls", (f"{RESULTS}/cls",), (), "cls_epochs", "labels"),
     "make_cam_labels": Stage(
         "CAM",
         "-m prepare_labels.make_cam_labels",
-        (f"{RESULTS}/out_cam", f"{RESULTS}/out_la_crf", f"{RESULTS}/out_ha_crf"),
+        (CAM.folder, f"{RESULTS}/out_la_crf", f"{RESULTS}/out_ha_crf"),
         ("train_cls",),
         page="labels",
-        seeds=(Seeds("cam", "CAM", f"{RESULTS}/out_cam"),),
+        seeds=(CAM,),
     ),
     "train_aff": Stage(
         "AffinityNet",
         "-m prepare_labels.train_aff",
         (f"{RESULTS}/aff",),
         ("train_cls", "make_cam_labels"),
-        epochs="aff_epochs",
-        page="labels",
+        "aff_epochs",
+        "labels",
     ),
     "make_aff_labels": Stage(
         "PSA",
         "-m prepare_labels.make_aff_labels",
-        (f"{RESULTS}/out_aff", f"{RESULTS}/out_aff_crf"),
+        (PSA_MAPS.folder, PSA_CRF.folder),
         ("train_aff", "make_cam_labels"),
         page="labels",
-        seeds=(
-            Seeds("psa", "PSA", f"{RESULTS}/out_aff"),
-            Seeds("psa_crf", "PSA+CRF", f"{RESULTS}/out_aff_crf"),
-        ),
+        seeds=(PSA_MAPS, PSA_CRF),
     ),
     "mode 0": Stage(
         "mode 0, static SSDD",
         "main_ssdd.py --mode=0",
         ("logs/sssdd_{modelid}",),
         ("train_cls",),
-        epochs="static_epochs",
-        page="sssdd",
+        "static_epochs",
+        "sssdd",
     ),
     "mode 1": Stage(
         "mode 1, difference maps",
         "main_ssdd.py --mode=1",
-        ("precompute/{modelid}",),
+        (STATIC_SSDD.folder,),
         ("mode 0",),
-        seeds=(Seeds("ssdd", "static SSDD", "precompute/{modelid}"),),
+        seeds=(STATIC_SSDD,),
     ),
     "mode 2": Stage(
         "mode 2, dynamic SSDD",
         "main_ssdd.py --mode=2",
         ("logs/dssdd_{modelid}",),
         ("train_cls", "mode 1"),
-        epochs="dynamic_epochs",
-        page="dssdd",
+        "dynamic_epochs",
+        "dssdd",
     ),
     "mode 3": Stage(
-        "mode 3, validation",
-        "main_ssdd.py --mode=3",
-        ("validation/{fixed}{modelid}",),
-        ("mode 2",),
-        page="val",
+        "mode 3, validation", "main_ssdd.py --mode=3", ("validation/{fixed}{modelid}",), ("mode 2",), page="val"
     ),
     "mode 4": Stage(
-        "mode 4, fixed seeds",
-        "main_ssdd.py --mode=4",
-        ("logs/{fixed}{modelid}",),
-        ("train_cls",),
-        epochs="static_epochs",
+        "mode 4, fixed seeds", "main_ssdd.py --mode=4", ("logs/{fixed}{modelid}",), ("train_cls",), "static_epochs"
     ),
 }
 PSA = ("train_cls", "make_cam_labels", "train_aff", "make_aff_labels")

@@ -3,52 +3,43 @@
 from dataclasses import dataclass
 
 from settings.field import (
+    BACKBONE,
+    COUNT,
     LABEL_MAKING,
-    LABELS,
+    LEARNING,
     MACHINE,
     NONE,
     RUN,
-    SSDD,
+    SEGMENTING,
     STAGE,
     START,
     SWITCH,
     TEXT,
-    TRAINING,
     setting,
 )
 
 CELL = 8  # pixels a side of a cell of the networks' feature maps; crops and stored grids are made of whole cells
 PRESETS = ("voc", "demo")
 RECIPES = ("paper", "released")
+PRECISIONS = ("auto", "float32", "bfloat16")
+CRF = (*LABEL_MAKING, "mode 2", "mode 3")
 
 
 @dataclass(frozen=True)
 class Run:
     """what and where"""
 
-    preset: str = setting(
-        "voc", RUN, PRESETS, NONE, "sizes and schedule: as published, or small ones for the embedded data"
-    )
+    preset: str = setting("voc", RUN, PRESETS, NONE, "sizes and schedule: as published, or small for the embedded data")
     recipe: str = setting("paper", RUN, RECIPES, NONE, "whose word counts where paper and released program differ")
-    voc_root: str = setting(
-        "voc_root", MACHINE, TEXT, NONE, "VOC folder: JPEGImages, Annotations, ImageSets, SegmentationClass"
-    )
-    out: str = setting(
-        ".", MACHINE, TEXT, NONE, "folder that receives logs/, precompute/, validation/, prepare_labels/results/"
-    )
+    voc_root: str = setting("voc_root", MACHINE, TEXT, NONE, "folder of JPEGImages, Annotations, SegmentationClass …")
+    out: str = setting(".", MACHINE, TEXT, NONE, "folder for logs/, precompute/, validation/, prepare_labels/results/")
     modelid: str = setting("ssdd", RUN, 100, NONE, "name of the run in those folders")
     train_split: str = setting("train_aug", RUN, 100, NONE, "list of the training images")
-    weights: str = setting(
-        "", START, TEXT, NONE, "weights to start from (--mode=3: to evaluate); empty: of the previous stage"
-    )
+    weights: str = setting("", START, TEXT, NONE, "to start from (--mode=3: to evaluate); empty: the stage before")
     fresh: bool = setting(False, START, SWITCH, NONE, "start the stage over; what is there is moved aside")
     checkpoint_every: float = setting(10.0, MACHINE, (1e-9, 1e6), NONE, "minutes between two saves within an epoch")
-    epochs: int | None = setting(
-        None, STAGE, (1, 1_000_000), TRAINING, "of the stage that runs, over its own value below"
-    )
-    seed: int = setting(
-        0, RUN, (0, (1 << 63) - 1), TRAINING, "of initial weights, data order, augmentation and dropout"
-    )
+    epochs: int | None = setting(None, STAGE, COUNT, LEARNING, "of the stage that runs, over its own value below")
+    seed: int = setting(0, RUN, (0, (1 << 63) - 1), LEARNING, "of first weights, order, augmentation and dropout")
 
 
 @dataclass(frozen=True)
@@ -56,57 +47,33 @@ class Machine:
     """machine"""
 
     device: str = setting("auto", MACHINE, 20, NONE, "auto, cpu, cuda or cuda:N")
-    precision: str = setting(
-        "auto",
-        RUN,
-        ("auto", "float32", "bfloat16"),
-        NONE,
-        "of the networks; auto: bfloat16 where the device computes in it",
-    )
-    compile: bool = setting(
-        False, MACHINE, SWITCH, NONE, "compile the backbone in modes 0 to 4; the first step takes minutes"
-    )
+    precision: str = setting("auto", RUN, PRECISIONS, NONE, "auto: bfloat16 where the device computes in it")
+    compile: bool = setting(False, MACHINE, SWITCH, NONE, "the backbone of modes 0 to 4; the first step takes minutes")
     workers: int = setting(
-        4, MACHINE, (0, 1024), NONE, "processes a device that load data, and that run CRFs; at most the cores"
+        4, MACHINE, (0, 1024), NONE, "processes that load data, and that run CRFs; at most the cores"
     )
     crf_workers: bool = setting(True, MACHINE, SWITCH, NONE, "run the training step's pydensecrf in worker processes")
     eval_batch: int = setting(4, RUN, (1, 4096), NONE, "images a forward pass of modes 1 and 3 (ours)")
-    pictures: int = setting(
-        8, RUN, (0, 10_000), NONE, "training images whose pictures are logged after every epoch (ours)"
-    )
+    pictures: int = setting(8, RUN, (0, 10_000), NONE, "training images whose pictures are logged each epoch (ours)")
 
 
 @dataclass(frozen=True)
 class Backbone:
     """networks, and the crop that they learn from"""
 
-    width: float = setting(1.0, RUN, (1 / 64, 2), (*LABELS, *SSDD), "factor on all numbers of channels; 1 = published")
-    dropout: float = setting(
-        1.0, RUN, (0, 1.999), TRAINING, "factor on the published dropout rates, of which 0.5 is the highest"
-    )
-    backbone_dilation: int = setting(
-        4, RUN, (1, 64), (*LABELS, *SSDD), "cells, of blocks b6 and b7, b5 half of it; 4 = published"
-    )
-    head_dilation: int = setting(12, RUN, (1, 64), SSDD, "cells, of the segmentation head; 12 = published")
-    crop: int = setting(
-        448, RUN, (CELL, 4096), (*TRAINING, "mode 1"), "pixels, side of a training crop (released program)"
-    )
+    width: float = setting(1.0, RUN, (1 / 64, 2), BACKBONE, "factor on all numbers of channels; 1 = published")
+    dropout: float = setting(1.0, RUN, (0, 1.999), LEARNING, "factor on the published dropout rates, at most 0.5")
+    backbone_dilation: int = setting(4, RUN, (1, 64), BACKBONE, "cells, of b6 and b7, b5 half of it; 4 = published")
+    head_dilation: int = setting(12, RUN, (1, 64), SEGMENTING, "cells, of the segmentation head; 12 = published")
+    crop: int = setting(448, RUN, (CELL, 4096), (*LEARNING, "mode 1"), "pixels, side of a crop (released program)")
 
 
 @dataclass(frozen=True)
-class Crf:
+class DenseCrf:
     """dense CRF"""
 
-    crf_sxy: float = setting(80.0, RUN, (0.5, 1e4), (*LABEL_MAKING, "mode 2", "mode 3"), "bilateral kernel, pixels")
-    crf_srgb: float = setting(
-        13.0, RUN, (0.5, 1e4), (*LABEL_MAKING, "mode 2", "mode 3"), "bilateral kernel, colour steps"
-    )
-    crf_bilateral_weight: float = setting(
-        10.0, RUN, (0, 1e4), (*LABEL_MAKING, "mode 2", "mode 3"), "bilateral kernel, compatibility"
-    )
-    crf_gaussian_sxy: float = setting(
-        3.0, RUN, (0.5, 1e4), (*LABEL_MAKING, "mode 2", "mode 3"), "Gaussian kernel, pixels"
-    )
-    crf_gaussian_weight: float = setting(
-        3.0, RUN, (0, 1e4), (*LABEL_MAKING, "mode 2", "mode 3"), "Gaussian kernel, compatibility"
-    )
+    crf_sxy: float = setting(80.0, RUN, (0.5, 1e4), CRF, "bilateral kernel, pixels")
+    crf_srgb: float = setting(13.0, RUN, (0.5, 1e4), CRF, "bilateral kernel, colour steps")
+    crf_bilateral_weight: float = setting(10.0, RUN, (0, 1e4), CRF, "bilateral kernel, compatibility")
+    crf_gaussian_sxy: float = setting(3.0, RUN, (0.5, 1e4), CRF, "Gaussian kernel, pixels")
+    crf_gaussian_weight: float = setting(3.0, RUN, (0, 1e4), CRF, "Gaussian kernel, compatibility")

@@ -9,16 +9,16 @@ import reprlib
 import typing
 from dataclasses import dataclass, replace
 
-from settings.common import CELL, Backbone, Crf, Machine, Run
+from settings.common import CELL, Backbone, DenseCrf, Machine, Run
 from settings.psa import Psa
 from settings.ssdd import Differences, Evaluation, Ssdd
 
 # The settings of each system, as `--help` groups them; those of "common" belong to every program.
-GROUPS = {"common": (Run, Machine, Backbone, Crf), "psa": (Psa,), "ssdd": (Ssdd, Differences, Evaluation)}
+GROUPS = {"common": (Run, Machine, Backbone, DenseCrf), "psa": (Psa,), "ssdd": (Ssdd, Differences, Evaluation)}
 
 
 @dataclass(frozen=True)
-class Config(Evaluation, Differences, Ssdd, Psa, Crf, Backbone, Machine, Run):
+class Config(Evaluation, Differences, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
     """All settings; a run is a function of them, the data and the seed."""
 
     def stage(self, epochs: int) -> "Config":

@@ -10,16 +10,18 @@ MACHINE = "machine"  # where and on what a run works: the next stage needs it, b
 START = "start"  # one start of a program
 
 # Stages that share settings; the names are those of engine.stages.
+NONE = ()  # no result depends on it
 LABEL_TRAINING = ("train_cls", "train_aff")
 LABEL_MAKING = ("make_cam_labels", "make_aff_labels")
-LABELS = (*LABEL_TRAINING, *LABEL_MAKING)
-SSDD_TRAINING = ("mode 0", "mode 2", "mode 4")
-SSDD = (*SSDD_TRAINING, "mode 1", "mode 3")
-TRAINING = (*LABEL_TRAINING, *SSDD_TRAINING)
-NONE = ()  # no result depends on it
+TRAINING = ("mode 0", "mode 2", "mode 4")
+LEARNING = (*LABEL_TRAINING, *TRAINING)
+SEGMENTING = (*TRAINING, "mode 1", "mode 3")
+BACKBONE = (*LABEL_TRAINING, *LABEL_MAKING, *SEGMENTING)
 
 TEXT = 4096  # characters: the bounds of paths and names
 SWITCH = ()  # the bounds of what is on or off
+COUNT = (1, 1_000_000)
+RATE = (1e-12, 1e3)
 
 
 def setting(default, reach: str, bounds: tuple | int, stages: tuple[str, ...], text: str) -> Any:

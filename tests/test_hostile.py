@@ -22,6 +22,7 @@ from datasets.voc import class_names, image_size, open_image, read_ids, read_ima
 from engine import checkpoint, history, runs, stages
 from engine.pickles import refuse_endless_keys
 from script import make_pages
+from script.pages.document import write_page
 from settings.config import Config, demo
 from tools import import_images, import_labels
 
@@ -348,6 +349,6 @@ def test_pipes_in_place_of_class_names_and_csv(tmp_path):
 def test_pages_show_odd_ids_as_text(tmp_path):
     odd = "</script><script>alert(1)</script>"
     config = replace(Config(), voc_root=str(tmp_path))
-    make_pages.write_page(tmp_path, "val", config, {"view": "nothing", "reason": odd})
+    write_page(tmp_path, "val", make_pages.TITLES, config, {"view": "nothing", "reason": odd})
     page = (tmp_path / "val.html").read_text()
     assert "alert(1)" in page and odd not in page and page.count("<script") == page.count("</script")

@@ -47,6 +47,7 @@ from datasets.voc import (
 )
 from engine import distributed
 from engine.workers import Workers, at_most_cores, crf_kernel
+from evaluation.baselines import dense_walk, memory, scene, walk_inputs
 from models.crf import dense_crf, masks_after_crf
 from models.exact_crf import exact_crf, exact_masks
 from models.inference import multiscale_probabilities
@@ -56,7 +57,6 @@ from models.ssdd.steps import DynamicStep, StaticStep
 from modes.ssdd.networks import build, freeze_for_ssdd, integration, network_input, optimisers_of
 from settings.config import Config, preset
 from settings.flags import Parser, add_flags, flags_of, parsed
-from tools.bench_labels import dense_walk, scene, walk_inputs
 
 ROWS = ("peak", "step0", "step2", "precompute", "evaluation", "crf", "labels", "loader")
 VOC_IMAGES = 10_582
@@ -99,17 +99,12 @@ def peak_memory(device: torch.device, function: Callable[[], object]) -> float |
         torch.cuda.reset_peak_memory_stats(device)
         function()
         return torch.cuda.max_memory_allocated(device) / 1e9
-    function_ran = False
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the high-water mark back
-        function_ran = True
+    if not Path("/proc/self/clear_refs").exists():
         function()
-        status = Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1e6
-    except OSError:
-        if not function_ran:
-            function()
         return None
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+    function()
+    return memory("VmHWM") / 1e9
 
 
 def peak_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:

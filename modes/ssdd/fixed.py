@@ -7,15 +7,14 @@ SSDD, and, as the upper bound, of the true masks.
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from datasets.errors import InputError
 from datasets.samples.seeds import SeedSamples
-from datasets.voc import IGNORE, class_names, read_ids
+from datasets.voc import class_names, read_ids
 from engine import checkpoint, distributed, runs, seeds, stages
 from engine.history import History
 from engine.training import Losses, Training, cosine_rate, train
-from models.global_batch import per_process_share
+from models.ssdd.difference import cross_entropy
 from modes.ssdd.networks import build, freeze_for_ssdd, network_input, segmentation_optimiser, start_from_classifier
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
@@ -46,8 +45,7 @@ def run(config: Config) -> None:
     def losses(batch: dict, _epoch: float) -> Losses:
         with distributed.autocast(device, config.precision):
             logits = parallel(network_input(batch, layout)).main.logits
-        known = per_process_share((batch["seed"] != IGNORE).sum()).clamp(min=1)
-        return {"loss_seg": F.cross_entropy(logits, batch["seed"], ignore_index=IGNORE, reduction="sum") / known}, {}
+        return {"loss_seg": cross_entropy(logits, batch["seed"])}, {}
 
     def after_epoch(epoch: int, history: History | None) -> None:
         if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):

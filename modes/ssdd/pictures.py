@@ -14,6 +14,7 @@ from datasets.voc import mask_path, read_mask, write_mask
 from engine.history import History, note_columns
 from engine.loading import to_device
 from evaluation.metrics import confusion
+from models.ssdd.difference import difference_map
 from models.ssdd.steps import StepResult
 
 MASKS, MAPS = "kad", ("dk", "da")  # knowledge, advice, integrated; difference maps; the number is that of the module
@@ -111,7 +112,7 @@ def module_figures(result: StepResult) -> dict[str, torch.Tensor]:
     share of images with a missing-class flag."""
     shares = {}
     for number, module in enumerate(result.modules, 1):
-        differs = module.knowledge != module.advice
+        differs = difference_map(module.knowledge, module.advice)[:, 0] > 0
         taken = differs & (module.refined == module.advice)
         shares[f"advice{number}"] = taken.sum() / differs.sum().clamp(min=1)
         shares[f"flagged{number}"] = module.flags.any(dim=1).float().mean()
