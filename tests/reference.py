@@ -1,4 +1,4 @@
-"""What the wiring tests compare the programs with: the method written down slowly, a few steps of it, and made-up inputs.
+"""What the wiring tests compare the programs with: the method, slowly, for a few steps, and made-up inputs.
 
 Networks, samples, and the CRF have tests of their own and are taken as they are. Which of them is fed with what, in
 which order, at which rate, and what is written where, is said here a second time, from the paper and the settings.
@@ -96,19 +96,24 @@ def batches_of(samples, batch: int, epoch: int, seed: int):
         yield step / len(starts), default_collate(made)
 
 
-def train(config, networks, samples, batch, epochs, rate, factor, loss, optimiser=torch.optim.SGD, every_epoch=None, **options):
+def train(
+    config, networks, samples, batch, epochs, rate, factor, loss, optimiser=torch.optim.SGD, every_epoch=None, **options
+):
     """Train by the book: each parameter has its own group and its own rate, factor(name)·rate(fractional epoch).
 
     Args:
         factor: name of a parameter → its factor; 0 for those that stay as they are.
         loss: batch → what is minimised.
         every_epoch: called before each epoch with its number.
+
+    Returns:
+        (learning rate, loss) of each step.
     """
     named = [(name, p) for network in networks for name, p in network.named_parameters()]
     groups = [{"params": [p], "factor": factor(name)} for name, p in named if factor(name)]
     if optimiser is torch.optim.SGD:
         options |= {"fused": True}  # as the programs do it, so that no rounding turns a pixel
-    stepper = optimiser(groups, lr=0, **options)
+    stepper, steps = optimiser(groups, lr=0, **options), []
     for epoch in range(epochs):
         if every_epoch:
             every_epoch(epoch)
@@ -117,8 +122,11 @@ def train(config, networks, samples, batch, epochs, rate, factor, loss, optimise
                 group["lr"] = group["factor"] * rate(epoch + part)
             for _, parameter in named:
                 parameter.grad = None
-            loss(content).backward()
+            minimised = loss(content)
+            minimised.backward()
             stepper.step()
+            steps.append((rate(epoch + part), float(minimised.detach())))
+    return steps
 
 
 def cosine(base: float, epochs: int):

@@ -30,7 +30,14 @@ CRF = CrfKernel(2, 1.5, 9, 21, 4)
 
 @pytest.fixture
 def config(tiny_voc, tmp_path):
-    own = {"label_weight_decay": 0.2, "label_power": 0.6, "cls_lr": 1e-3, "aff_lr": 1e-3, "cls_batch": 4, "aff_batch": 4}
+    own = {
+        "label_weight_decay": 0.2,
+        "label_power": 0.6,
+        "cls_lr": 1e-3,
+        "aff_lr": 2e-3,
+        "cls_batch": 4,
+        "aff_batch": 5,
+    }
     config = replace(tiny(tiny_voc, tmp_path / "out"), dropout=1.0, epochs=2, seed=3, crf_labels=4, **own, **KERNEL)
     return replace(config, alpha_low=2.0, alpha_high=9.0, alpha_walk=3.0, walk_power=6.0, walk_log_steps=3)
 
@@ -159,7 +166,7 @@ def test_affinity_trains_as_the_reference(config):
         return affinity_loss(pair_affinities(network(batch["x"])), batch["labels"])
 
     factor = partial(reference.label_factor, new=("f8", "f9"), pretrained=True)
-    options = (config, [network], samples, 4, 2, poly(config, config.aff_lr), factor, loss)
+    options = (config, [network], samples, 5, 2, poly(config, config.aff_lr), factor, loss)
     reference.train(*options, weight_decay=config.label_weight_decay)
     path, frozen = folder_of(config, "aff") / "weights.pth", ("conv1a", "b2.", "b2_1.", "b2_2.")
     reference.assert_trained(path, network.state_dict(), start, frozen)

@@ -4,6 +4,7 @@ So that a head at another rate, seeds from another folder or a missing jitter ca
 written must be what the reference makes of the same inputs.
 """
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,10 +90,11 @@ def x_of(batch):
     return normalise(jittered(batch["image"], batch["order"], batch["factors"]))
 
 
-def static_loss(segmentation, ddnet, batch):
+def static_loss(segmentation, ddnet, precision, batch):
     k, a, present = batch["knowledge"], batch["advice"], batch["present"]
-    output = segmentation(x_of(batch))
-    d_k, d_a = ddnet.differences(0, ddnet.features(0, output.main.features, output.conv2), k, a)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        output = segmentation(x_of(batch))
+        d_k, d_a = ddnet.differences(0, ddnet.features(0, output.main.features, output.conv2), k, a)
     return F.cross_entropy(output.main.logits, k) + reference.pair_loss(d_k, d_a, k, a, present)
 
 
@@ -100,26 +102,67 @@ def train_reference(config, parts, samples, loss):
     reference.frozen_statistics(*parts)
     rate = reference.cosine(config.lr, config.epochs)
     kinds = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-    reference.train(config, parts, samples, config.bn, config.epochs, rate, reference.ssdd_factor, loss, **kinds)
+    return reference.train(config, parts, samples, config.bn, config.epochs, rate, reference.ssdd_factor, loss, **kinds)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_mode_0_trains_as_the_reference(momentum, config):
-    config = replace(config, momentum=momentum)
+def history_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("momentum", "precision"), [(0.0, "float32"), (0.9, "float32"), (0.0, "bfloat16")])
+def test_mode_0_trains_as_the_reference(momentum, precision, config):
+    config = replace(config, momentum=momentum, precision=precision)
     run(0, config)
     psa, crf = results(config) / "out_aff", results(config) / "out_aff_crf"
     ids = read_ids(config.voc_root, "train_aug")
     samples = SeedSamples(config.voc_root, ids, psa, crf, config.crop, config.static_side)
     parts = networks(config, dynamic=False)
     start = copies(*parts)
-    train_reference(config, parts, samples, partial(static_loss, *parts))
+    steps = train_reference(config, parts, samples, partial(static_loss, *parts, precision))
+    noted = [line for line in history_of(Path(config.out) / "logs" / "sssdd_ssdd") if "step" in line]
+    assert [(line["step"], line["epoch"]) for line in noted] == [(1, 1), (3, 2)]
+    for line, (one, two) in zip(noted, (steps[:2], steps[2:]), strict=True):
+        assert line["loss_seg"] + line["loss_dd"] == pytest.approx((one[1] + two[1]) / 2, rel=1e-4)
+        assert line["learning_rate"] == pytest.approx(two[0])
     models = Path(config.out) / "logs" / "sssdd_ssdd" / "models"
     for name, network, before in zip(("seg", "ssdd"), parts, start, strict=True):
         path = models / f"{name}_0002.pth"
         reference.assert_trained(path, network.state_dict(), before, ("encoder.conv1a",))
     assert sorted(p.name for p in models.iterdir()) == [f"{n}_000{e}.pth" for n in ("seg", "ssdd") for e in (1, 2)]
     kept = torch.load(models / "seg_0002.pth", weights_only=True)
-    assert kept["classes"] == list(CLASSES) and kept["config"]["width"] == config.width and kept["config"]["epochs"] == 2
+    assert (
+        kept["classes"] == list(CLASSES) and kept["config"]["width"] == config.width and kept["config"]["epochs"] == 2
+    )
+
+
+def test_mode_0_keeps_every_second_checkpoint_and_the_last(config):
+    run(0, replace(config, epochs=3, checkpoint_epochs=2, pictures=0, bn=6))
+    models = Path(config.out) / "logs" / "sssdd_ssdd" / "models"
+    assert sorted(p.name for p in models.iterdir()) == [f"{n}_000{e}.pth" for n in ("seg", "ssdd") for e in (2, 3)]
+
+
+def test_pictures_of_mode_0_are_what_its_network_makes_of_whole_images(config):
+    """Knowledge, advice and integrated mask of the first, a middle and the last image; and the figures of all."""
+    config = replace(config, epochs=1, pictures=3, bias=-0.05, bg=0.1, seed_bias=0.3)
+    run(0, config)
+    folder = Path(config.out) / "logs" / "sssdd_ssdd"
+    segmentation, ddnet = networks(config, dynamic=False)
+    segmentation.load_state_dict(reference.weights_in(folder / "models" / "seg_0001.pth"))
+    ddnet.load_state_dict(reference.weights_in(folder / "models" / "ssdd_0001.pth"))
+    segmentation.eval(), ddnet.eval()
+    psa, crf = results(config) / "out_aff", results(config) / "out_aff_crf"
+    ids = read_ids(config.voc_root, "train_aug")
+    samples = SeedSamples(config.voc_root, ids, psa, crf, config.crop)
+    assert {p.name for p in (folder / "imgs").glob("*.jpg")} == {f"{ids[n]}.jpg" for n in (0, 2, 5)}
+    for n in (0, 2, 5):
+        batch = default_collate([samples[n]])
+        with torch.no_grad():
+            output = segmentation(normalise(batch["image"]))
+            features = ddnet.features(0, output.main.features, output.conv2)
+            d_k, d_a = ddnet.differences(0, features, batch["knowledge"], batch["advice"])
+        refined = reference.integrate(batch["knowledge"], batch["advice"], d_k, d_a, batch["present"], -0.05, 0.1)
+        for what, mask in (("k1", batch["knowledge"]), ("a1", batch["advice"]), ("d1", refined)):
+            assert np.array_equal(read_mask(folder / "imgs" / f"{ids[n]}_0001_{what}.png"), mask[0].numpy()), what
 
 
 @pytest.mark.parametrize(
@@ -158,6 +201,17 @@ def test_mode_1_stores_what_the_reference_predicts(checkpoint, augmented, recipe
         present = torch.from_numpy(read_present(config.voc_root, image_id))[None]
         expected = reference.integrate(k, a, *large, present, 0.05, 0.3)[0].numpy()
         assert np.array_equal(read_mask(made / f"{image_id}.png"), expected)
+
+
+def test_mode_1_takes_the_pair_that_weights_names(config):
+    run(0, config)
+    made = Path(config.out) / "precompute" / "ssdd"
+    run(1, config, "--static-checkpoint=1")
+    expected = {path.name: load_differences(path) for path in made.glob("*.npz")}
+    run(1, config, "--fresh", f"--weights={config.out}/logs/sssdd_ssdd/models/seg_0001.pth")
+    assert len(expected) == 6
+    for name, maps in expected.items():
+        assert np.array_equal(load_differences(made / name), maps)
 
 
 def dynamic_loss(segmentation, ddnet, config, batch):
@@ -225,7 +279,9 @@ def test_recipe_released_swaps_aims_and_starts_as_the_program_did(config, inputs
     said = capsys.readouterr().out
     for setting in ("swap_maps=True", "move_maps=False", "seed_target='ssdd2'", "seed_bias=0.1", "seed_bg=0.1"):
         assert setting in said
-    assert "precompute_augmented=True" in said and "bias=0.4" in said and "bg=0.0" in said and "crf='pydensecrf'" in said
+    assert (
+        "precompute_augmented=True" in said and "bias=0.4" in said and "bg=0.0" in said and "crf='pydensecrf'" in said
+    )
 
 
 @pytest.mark.parametrize("source", ["psa", "crf", "ssdd", "truth"])
@@ -291,10 +347,10 @@ def slow_evaluation(config, network, image, twice=True):
 
 @pytest.mark.parametrize("by_flag", [True, False], ids=["--weights", "of mode 2"])
 def test_mode_3_writes_the_masks_of_the_reference(by_flag, config, inputs):
-    config = replace(config, eval_scales=(0.5, 1.0, 1.5), crf_eval=3, eval_batch=2)
+    config = replace(config, eval_scales=(0.5, 1.0, 1.5), crf_eval=3, eval_batch=2, eval_size=72)
     ids = read_ids(config.voc_root, "val")
     photos = [read_image(config.voc_root, image_id) for image_id in ids]
-    network = decided_network(config, [normalise(as_tensor(cv2.resize(p, (64, 64)))[None]) for p in photos])
+    network = decided_network(config, [normalise(as_tensor(cv2.resize(p, (72, 72)))[None]) for p in photos])
     if by_flag:
         path = Path(config.out) / "own.pth"
         torch.save(network.state_dict(), path)
@@ -325,11 +381,13 @@ def test_mode_all_runs_the_four_in_turn_and_weights_start_the_training_only(conf
     start = reference.weights_in(results(config) / "cls" / "weights.pth")
     other = {k: v + (0.5 if k == "conv1a.weight" else 0) for k, v in start.items()}
     torch.save(other, tmp_path / "other.pth")
-    config = replace(config, epochs=1, weights=str(tmp_path / "other.pth"))
-    run("all", config)
+    config = replace(config, epochs=None, static_epochs=1, dynamic_epochs=2, lr=1e-6, pictures=0)
+    run("all", replace(config, weights=str(tmp_path / "other.pth")))
     out = Path(config.out)
-    for kind in ("sssdd", "dssdd"):
-        trained = reference.weights_in(out / "logs" / f"{kind}_ssdd" / "models" / "seg_0001.pth")
+    for kind, epochs in (("sssdd", 1), ("dssdd", 2)):
+        models = out / "logs" / f"{kind}_ssdd" / "models"
+        assert max(p.name for p in models.glob("seg_*")) == f"seg_000{epochs}.pth"
+        trained = reference.weights_in(models / f"seg_000{epochs}.pth")
         assert torch.equal(trained["encoder.conv1a.weight"], other["conv1a.weight"])
     assert len(list((out / "precompute" / "ssdd").glob("*.npz"))) == 6
     assert len(list((out / "validation" / "ssdd" / "crf").glob("*.png"))) == 3
