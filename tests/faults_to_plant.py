@@ -3,6 +3,8 @@
 The old text stands exactly once in its file; the tests are those that must find the fault, in less than a minute.
 """
 
+# ruff: noqa: E501  (one fault a line reads as the table that it is)
+
 _MODES, _LABELS = "tests/test_wiring_modes.py::test_", "tests/test_wiring_labels.py::test_"
 _TRAINING, _RESUME = "tests/test_training.py::test_", "tests/test_resume.py::test_"
 _CONFIG, _METRICS = "tests/test_config.py::test_", "tests/test_metrics.py::test_"
@@ -20,6 +22,10 @@ PRETRAINED = f"{_LABELS}pretrained_classifier_trains_as_the_reference"
 SCRATCH = f"{_LABELS}classifier_from_scratch_trains_as_the_reference"
 CAMS = f"{_LABELS}cams_and_their_crfs_are_those_of_the_reference"
 AFFINITY = f"{_LABELS}affinity_trains_as_the_reference"
+RUNS = "tests/test_wiring_runs.py::test_"
+PRECISION = f"{RUNS}every_program_computes_in_the_precision_it_is_told"
+MADE_FROM = f"{RUNS}every_folder_says_what_it_was_made_from"
+NEXT = f"{RUNS}every_program_names_the_one_that_comes_next"
 PSA = f"{_LABELS}psa_and_its_crf_are_those_of_the_reference"
 EVAL = f"{_LABELS}eval_masks_counts_as_one_does_by_hand"
 RELEASED = f"{_CONFIG}released_recipe_changes_differences_3_to_9_only"
@@ -67,6 +73,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("pictures of the first images only", "np.linspace(0, len(samples) - 1, count).astype(int)", "np.arange(count)", MODE_0_SHOWS),
     ],
     "modes/static.py": [
+        ("seeds no part of what it was made from", "[weights, samples.knowledge, samples.advice, *runs", "[weights, *runs", MADE_FROM),
+        ("names the wrong mode as next", "next: python main_ssdd.py --mode=1", "next: python main_ssdd.py --mode=2", NEXT),
         ("knowledge and advice swapped", 'batch["knowledge"], batch["advice"]', 'batch["advice"], batch["knowledge"]', MODE_0),
         ("sides of mode 2", "config.static_side", "config.dynamic_side", MODE_0),
         ("epochs of mode 2", "config.static_epochs", "config.dynamic_epochs", ALL),
@@ -91,6 +99,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("DD-Net never loaded", "    checkpoint.load_into(ddnet, dd_weights)\n", "", MODE_1),
     ],
     "modes/dynamic.py": [
+        ("maps no part of what it was made from", "samples.advice, differences, *runs", "samples.advice, *runs", MADE_FROM),
+        ("precision ignored", "config.precision", '"float32"', PRECISION),
         ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0)', 'batch["small"], batch["knowledge"])', MODE_2),
         ("CRF on other images", 'batch["small"], m', 'batch["small"].flip(2), m', MODE_2),
         ("m_ssdd0 with the bias of mode 2", "config.seed_integration()", "config.integration()", MODE_2),
@@ -108,6 +118,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("DD loss left out", '"loss_dd": result.loss_dd}', '"loss_dd": result.loss_dd.detach()}', MODE_2),
     ],
     "modes/evaluate.py": [
+        ("weights no part of what it was made from", '"mode 3", [weights])', '"mode 3", [])', MADE_FROM),
+        ("precision ignored", "config.precision", '"float32"', PRECISION),
         ("no second softmax", "torch.softmax(resize(torch.from_numpy(summed)[None], image.shape[:2]), dim=1)[0]", "resize(torch.from_numpy(summed)[None], image.shape[:2])[0]", MODE_3),
         ("iterations of the labels' CRF", "config.crf_eval,", "config.crf_labels,", MODE_3),
         ("CRF kernel of the preset", "config.crf_kernel()", "type(config)().crf_kernel()", MODE_3),
@@ -122,6 +134,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("scales drawn from another image", "cv2.resize(read_image(self.root, self.ids[index])", "cv2.resize(read_image(self.root, self.ids[index - 1])", MODE_3),
     ],
     "modes/fixed.py": [
+        ("seeds no part of what it was made from", "[weights, samples.seeds, *runs", "[weights, *runs", MADE_FROM),
+        ("precision ignored", "config.precision", '"float32"', PRECISION),
         ("unknown pixels counted", '(batch["seed"] != IGNORE).sum()', '(batch["seed"] >= 0).sum()', MODE_4),
         ("PSA and PSA+CRF swapped", '{"psa": "out_aff", "crf": "out_aff_crf"}', '{"crf": "out_aff", "psa": "out_aff_crf"}', MODE_4),
         ("a longer cosine", "cosine_rate(config.lr, config.epochs)", "cosine_rate(config.lr, config.epochs + 1)", MODE_4),
@@ -213,6 +227,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("initial weights not seeded", "torch.manual_seed(config.seed)", "pass", SCRATCH),
     ],
     "prepare_labels/make_cam_labels.py": [
+        ("precision ignored", "config.precision", '"float32"', PRECISION),
         ("CAMs of the next class", "torch.from_numpy(classes - 1)", "torch.from_numpy(classes % 20)", CAMS),
         ("low and high swapped", "(config.alpha_low, config.alpha_high)", "(config.alpha_high, config.alpha_low)", CAMS),
         ("iterations of the training step's CRF", "config.crf_labels", "config.crf_train", CAMS),
@@ -232,6 +247,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("momentum", "groups(network, NEW), 0,", "groups(network, NEW), 0.9,", AFFINITY),
     ],
     "prepare_labels/make_aff_labels.py": [
+        ("CAMs no part of what it was made from", "[weights, cams, *runs", "[weights, *runs", MADE_FROM),
         ("background of the CRF'd CAMs", "config.alpha_walk", "config.alpha_high", PSA),
         ("power left out", "config.walk_power,", "1.0,", PSA),
         ("twice the steps", "config.walk_log_steps)", "config.walk_log_steps + 1)", PSA),
