@@ -1,0 +1,290 @@
+"""The faults that `python -m tests.planted_faults` plants: by file, each (what it does, old text, new text, tests).
+
+The old text stands exactly once in its file; the tests are those that must find the fault, in less than a minute.
+"""
+
+# ruff: noqa: E501  (one fault a line reads as the table that it is)
+
+_MODES, _LABELS = "tests/test_wiring_modes.py::test_", "tests/test_wiring_labels.py::test_"
+_TRAINING, _RESUME = "tests/test_training.py::test_", "tests/test_resume.py::test_"
+_CONFIG, _METRICS = "tests/test_config.py::test_", "tests/test_metrics.py::test_"
+
+MODE_0 = f"{_MODES}mode_0_trains_as_the_reference"
+MODE_0_KEEPS = f"{_MODES}mode_0_keeps_every_second_checkpoint_and_the_last"
+MODE_0_SHOWS = f"{_MODES}pictures_of_mode_0_are_what_its_network_makes_of_whole_images"
+MODE_1 = f"{_MODES}mode_1_stores_what_the_reference_predicts"
+MODE_1_WEIGHTS = f"{_MODES}mode_1_takes_the_pair_that_weights_names"
+MODE_2 = f"{_MODES}mode_2_trains_as_the_reference"
+MODE_3 = f"{_MODES}mode_3_writes_the_masks_of_the_reference"
+MODE_4 = f"{_MODES}mode_4_trains_as_the_reference"
+ALL = f"{_MODES}mode_all_runs_the_four_in_turn_and_weights_start_the_training_only"
+PRETRAINED = f"{_LABELS}pretrained_classifier_trains_as_the_reference"
+SCRATCH = f"{_LABELS}classifier_from_scratch_trains_as_the_reference"
+CAMS = f"{_LABELS}cams_and_their_crfs_are_those_of_the_reference"
+AFFINITY = f"{_LABELS}affinity_trains_as_the_reference"
+RUNS = "tests/test_wiring_runs.py::test_"
+PRECISION = f"{RUNS}every_program_computes_in_the_precision_it_is_told"
+MADE_FROM = f"{RUNS}every_folder_says_what_it_was_made_from"
+NEXT = f"{RUNS}every_program_names_the_one_that_comes_next"
+PSA = f"{_LABELS}psa_and_its_crf_are_those_of_the_reference"
+EVAL = f"{_LABELS}eval_masks_counts_as_one_does_by_hand"
+RELEASED = f"{_CONFIG}released_recipe_changes_differences_3_to_9_only"
+PUBLISHED = f"{_CONFIG}no_flags_are_the_published_setting"
+PASSED_ON = f"{_CONFIG}proposed_commands_carry_every_setting"
+CLAIMED = f"{_CONFIG}a_stage_is_claimed_for_what_it_depends_on"
+AGAIN = "tests/test_pipeline.py::test_what_is_missing_is_made_again_and_equal"
+RESUMED = f"{_RESUME}a_run_that_stops_at_any_step_ends_bit_by_bit_where_the_whole_one_does"
+NOT_FINITE = f"{_TRAINING}loss_that_is_not_finite_stops_with_step_and_images_and_keeps_the_last_state"
+SIGNALS = f"{_RESUME}signal_saves_and_leaves_and_the_run_goes_on_exactly"
+POLY = f"{_TRAINING}poly_rate_by_hand"
+
+FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
+    "modes/networks.py": [
+        ("heads at the backbone's rate", "(heads, 10.0)", "(heads, 1.0)", MODE_0),
+        ("DD-Net at the backbone's rate", "parameters()), 10.0)", "parameters()), 1.0)", MODE_0),
+        ("backbone at twice its rate", "(backbone, 1.0)", "(backbone, 2.0)", MODE_2),
+        (
+            "colour jitter left out",
+            'jittered(batch["image"], batch["order"], batch["factors"]) if "order" in batch else batch["image"]',
+            'batch["image"]',
+            MODE_0,
+        ),
+        ("images not normalised", "normalise(images).con", "(images / 255).con", MODE_0),
+        ("PSA and PSA+CRF swapped", '("out_aff", "out_aff_crf")]', '("out_aff_crf", "out_aff")]', MODE_0),
+        ("conv1a trained", "segmentation.encoder.conv1a.requires_grad_(False)", "pass", MODE_0),
+        ("BatchNorm trained", "    train_with_frozen_batchnorm(step)\n    segm", "    step.train()\n    segm", MODE_2),
+        ("no dropout after the pictures", "train_with_frozen_batchnorm(step)\n        if", "pass\n        if", MODE_0),
+        ("dropout flag ignored", "dynamic, config.dropout,", "dynamic, 0.0,", MODE_0),
+        ("no weight decay of the DD-Net", "parameters()), 10.0)], config.momentum, config.weight_decay", "parameters()), 10.0)], config.momentum, 0", MODE_0),
+        ("no momentum of the backbone", "(heads, 10.0)], config.momentum", "(heads, 10.0)], 0.0", MODE_0),
+        (
+            "backbone does not start from the classifier",
+            'checkpoint.load_into(segmentation.encoder, weights, unused=("fc8.",))',
+            "checkpoint.load_state(weights)",
+            MODE_0,
+        ),
+        ("DD-Net saved as the network", '"seg", epoch), step.segmentation', '"seg", epoch), step.ddnet', MODE_0),
+        ("checkpoints an epoch late", "if distributed.rank() == 0 and (epoch %", "if distributed.rank() == 0 and ((epoch + 1) %", MODE_0_KEEPS),
+        ("last checkpoint not kept", " or epoch == config.epochs", "", MODE_0_KEEPS),
+        ("cosine an epoch longer", "cosine_rate(config.lr, config.epochs)", "cosine_rate(config.lr, config.epochs + 1)", MODE_2),
+        ("evaluation's batch size", "config.bn,\n        losses", "config.eval_batch,\n        losses", MODE_0),
+        ("pictures of the wrong masks", '"k": module.knowledge, "a": module.advice, "d": module.refined}\n        ', '"a": module.knowledge, "k": module.advice, "d": module.refined}\n        ', MODE_0_SHOWS),
+        ("pictures drawn while dropout acts", "        step.eval()\n", "", MODE_0_SHOWS),
+        ("pictures of the first images only", "np.linspace(0, len(samples) - 1, count).astype(int)", "np.arange(count)", MODE_0_SHOWS),
+    ],
+    "modes/static.py": [
+        ("seeds no part of what it was made from", "[weights, samples.knowledge, samples.advice, *runs", "[weights, *runs", MADE_FROM),
+        ("names the wrong mode as next", "next: python main_ssdd.py --mode=1", "next: python main_ssdd.py --mode=2", NEXT),
+        ("knowledge and advice swapped", 'batch["knowledge"], batch["advice"]', 'batch["advice"], batch["knowledge"]', MODE_0),
+        ("sides of mode 2", "config.static_side", "config.dynamic_side", MODE_0),
+        ("epochs of mode 2", "config.static_epochs", "config.dynamic_epochs", ALL),
+        ("initial weights not seeded", "torch.manual_seed(config.seed)", "pass", MODE_0),
+        ("integration of the seeds", "config.integration()", "config.seed_integration()", MODE_0_SHOWS),
+        ("nothing frozen", "freeze_for_ssdd(step, segmentation)", "step.train()", MODE_0),
+        ("precision ignored", "config.precision", '"float32"', MODE_0),
+        ("DD-Net not trained", '"loss_dd": result.loss_dd', '"loss_dd": result.loss_dd.detach()', MODE_0),
+    ],
+    "modes/precompute.py": [
+        ("static_checkpoint ignored", "config, config.static_checkpoint)", "config)", MODE_1),
+        ("--weights ignored", "    if config.weights:\n", "    if False:\n", MODE_1_WEIGHTS),
+        ("dropout acts while storing", "memory_format=layout).eval()", "memory_format=layout)", MODE_1),
+        ("d_K stored as d_A", "d_k[0].numpy(), d_a[0].numpy()", "d_a[0].numpy(), d_k[0].numpy()", MODE_1),
+        ("bias of modes 0 and 2", "config.seed_integration()", "config.integration()", MODE_1),
+        ("always augmented", "jitter_and_flip=config.precompute_augmented", "jitter_and_flip=True", MODE_1),
+        ("never augmented", "jitter_and_flip=config.precompute_augmented", "jitter_and_flip=False", MODE_1),
+        ("augmentation not seeded by the run", "epoch_seed(config.seed, place)", "place", MODE_1),
+        ("masks integrated the wrong way round", '("out_aff", "out_aff_crf")', '("out_aff_crf", "out_aff")', MODE_1),
+        ("flags of no class", "present[0, classes] = 1", "present[0, 0] = 1", MODE_1),
+        ("networks fed in the wrong order", 'batch["knowledge"], batch["advice"]', 'batch["advice"], batch["knowledge"]', MODE_1),
+        ("DD-Net never loaded", "    checkpoint.load_into(ddnet, dd_weights)\n", "", MODE_1),
+    ],
+    "modes/dynamic.py": [
+        ("maps no part of what it was made from", "samples.advice, differences, *runs", "samples.advice, *runs", MADE_FROM),
+        ("precision ignored", "config.precision", '"float32"', PRECISION),
+        ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0)', 'batch["small"], batch["knowledge"])', MODE_2),
+        ("CRF on other images", 'batch["small"], m', 'batch["small"].flip(2), m', MODE_2),
+        ("m_ssdd0 with the bias of mode 2", "config.seed_integration()", "config.integration()", MODE_2),
+        ("modules with the bias of m_ssdd0", ", config.integration()", ", config.seed_integration()", MODE_2),
+        ("swap_maps ignored", "swap_maps=config.swap_maps", "swap_maps=False", MODE_2),
+        ("move_maps ignored", "move_maps=config.move_maps", "move_maps=True", MODE_2),
+        ("stored maps swapped", 'batch["d_k"],\n                batch["d_a"]', 'batch["d_a"],\n                batch["d_k"]', MODE_2),
+        ("iterations of the labels' CRF", "config.crf_train", "config.crf_labels", MODE_2),
+        ("CRF kernel of the preset", "kernel=config.crf_kernel()", "kernel=type(config)().crf_kernel()", MODE_2),
+        ("alpha the wrong way round", "config.alpha,", "1 - config.alpha,", MODE_2),
+        ("seed_target ignored", "config.seed_target,", '"ssdd1",', MODE_2),
+        ("sides of mode 0", "config.dynamic_side", "config.static_side", MODE_2),
+        ("epochs of mode 0", "config.dynamic_epochs", "config.static_epochs", ALL),
+        ("initial weights not seeded", "torch.manual_seed(config.seed)", "pass", MODE_2),
+        ("DD loss left out", '"loss_dd": result.loss_dd}', '"loss_dd": result.loss_dd.detach()}', MODE_2),
+    ],
+    "modes/evaluate.py": [
+        ("weights no part of what it was made from", '"mode 3", [weights])', '"mode 3", [])', MADE_FROM),
+        ("precision ignored", "config.precision", '"float32"', PRECISION),
+        ("no second softmax", "torch.softmax(resize(torch.from_numpy(summed)[None], image.shape[:2]), dim=1)[0]", "resize(torch.from_numpy(summed)[None], image.shape[:2])[0]", MODE_3),
+        ("iterations of the labels' CRF", "config.crf_eval,", "config.crf_labels,", MODE_3),
+        ("CRF kernel of the preset", "config.crf_kernel()", "type(config)().crf_kernel()", MODE_3),
+        ("scales of the CAMs", "config.eval_scales", "config.cam_scales", MODE_3),
+        ("side of the crop", "ids, config.eval_size)", "ids, config.crop)", MODE_3),
+        ("network in training mode", "memory_format=layout).eval()", "memory_format=layout)", MODE_3),
+        ("masks and their CRFs swapped", "(probabilities, refined)", "(refined, probabilities)", MODE_3),
+        ("training images evaluated", "ids = read_ids(config.voc_root, config.split)", "ids = read_ids(config.voc_root, config.train_split)", MODE_3),
+        ("images with one of two masks are done", "if not all((kind /", "if not any((kind /", AGAIN),
+        ("figures of one folder for both", "kind: evaluate(folder,", 'kind: evaluate(kinds["mask"],', "tests/test_pipeline.py::test_result_file_holds_the_miou_of_the_masks_on_disk"),
+        ("--weights ignored", "    if config.weights:\n", "    if False:\n", MODE_3),
+        ("scales drawn from another image", "cv2.resize(read_image(self.root, self.ids[index])", "cv2.resize(read_image(self.root, self.ids[index - 1])", MODE_3),
+    ],
+    "modes/fixed.py": [
+        ("seeds no part of what it was made from", "[weights, samples.seeds, *runs", "[weights, *runs", MADE_FROM),
+        ("precision ignored", "config.precision", '"float32"', PRECISION),
+        ("unknown pixels counted", '(batch["seed"] != IGNORE).sum()', '(batch["seed"] >= 0).sum()', MODE_4),
+        ("PSA and PSA+CRF swapped", '{"psa": "out_aff", "crf": "out_aff_crf"}', '{"crf": "out_aff", "psa": "out_aff_crf"}', MODE_4),
+        ("a longer cosine", "cosine_rate(config.lr, config.epochs)", "cosine_rate(config.lr, config.epochs + 1)", MODE_4),
+        ("sides of mode 2", "config.static_side", "config.dynamic_side", MODE_4),
+        ("nothing frozen", "freeze_for_ssdd(segmentation, segmentation)", "segmentation.train()", MODE_4),
+        ("initial weights not seeded", "torch.manual_seed(config.seed)", "pass", MODE_4),
+    ],
+    "models/steps.py": [
+        ("mode 0 learns the advice", "F.cross_entropy(logits, knowledge)", "F.cross_entropy(logits, advice)", MODE_0),
+        ("flags of the wrong direction", "missing_class_flags(knowledge, advice, present)\n        loss", "missing_class_flags(advice, knowledge, present)\n        loss", MODE_0),
+        ("difference 6 the wrong way round", 'self.seed_target == "ssdd2"', 'self.seed_target == "ssdd1"', MODE_2),
+        ("half of the K/A loss", "(2 * loss_crf + loss_seed) / 4", "(loss_crf + loss_seed) / 4", MODE_2),
+        ("both modules see seg_main", "enumerate((main_features, sub_features))", "enumerate((main_features, main_features))", MODE_2),
+        ("second advice is the CRF", "seed, first.refined, present", "seed, m_crf1, present", MODE_2),
+        ("seed and refined swapped", "seed, second.refined, self.alpha", "second.refined, seed, self.alpha", MODE_2),
+        ("m_sub is seg_main's", "m_sub = masked_prediction(sub,", "m_sub = masked_prediction(main,", MODE_2),
+    ],
+    "tools/training.py": [
+        ("factors ignored", 'learning_rate * group["factor"]', "learning_rate", MODE_0),
+        ("gradients pile up", "optimiser.zero_grad(set_to_none=True)", "pass", MODE_0),
+        ("rate of the epoch's start", "rate(epoch + at.step / steps)", "rate(epoch)", MODE_0),
+        ("rate an epoch ahead", "rate(epoch + at.step / steps)", "rate(epoch + 1 + at.step / steps)", MODE_0),
+        ("the same dropout at every step", 'f"{seed} {epoch} {step} {', 'f"{seed} {epoch} 0 {', MODE_0),
+        ("the same order in every epoch", "epoch_seed(self.seed, self.epoch)", "epoch_seed(self.seed, 0)", MODE_0),
+        ("order not seeded by the run", "epoch_seed(self.seed, self.epoch)", "epoch_seed(0, self.epoch)", MODE_0),
+        ("samples not seeded", "torch.manual_seed(seed)\n", "pass\n", MODE_0),
+        ("samples read again", "= epoch, at.step * batch", "= epoch, 0", RESUMED),
+        ("cosine over the bare epochs", "int(1.2 * epochs)", "int(epochs)", f"{_TRAINING}cosine_rate_by_hand"),
+        ("cosine not halved", "+ 1) / 2", "+ 1)", MODE_0),
+        ("poly without power", "** power", "** 1", PRETRAINED),
+        ("poly of one epoch more", "1 - epoch / epochs", "1 - epoch / (epochs + 1)", POLY),
+        ("weight decay left out", "weight_decay=weight_decay,", "weight_decay=0,", MODE_0),
+        ("momentum left out", "momentum=momentum,", "momentum=0,", MODE_0),
+        ("DD-Net never stepped", "    for optimiser in optimisers:\n        optimiser.step()", "    optimisers[0].step()", MODE_0),
+        ("losses that are not finite pass", "if not torch.isfinite(row).all():", "if False:", NOT_FINITE),
+        ("a save within an epoch forgets figures", "        if at.unseen:\n            look", "        at.unseen = []\n        if at.unseen:\n            look", RESUMED),
+        ("state before the checkpoint", "            after_epoch(epoch + 1, history)\n            at = Standing(epoch + 1)\n            save()\n", "            at = Standing(epoch + 1)\n            save()\n            after_epoch(epoch + 1, history)\n", f"{_TRAINING}interrupted_run_ends_bit_by_bit_where_the_whole_one_does"),
+        ("processes get blocks, not turns", "places[distributed.rank() :: distributed.processes()]", "places.view(distributed.processes(), -1)[distributed.rank()]", f"{_TRAINING}global_batches_are_the_same_whatever_the_number_of_processes"),
+        ("signals forgotten", "            leave(interruption.asks()[1])\n", "", f"{_RESUME}signal_after_the_last_step_of_an_epoch_is_not_lost"),
+        ("a signal does not save", "if number or (due and at.step < steps):", "if due and not number and at.step < steps:", SIGNALS),
+    ],
+    "tools/resume.py": [
+        ("momentum lost", '{"state": content["state"], "param_groups": own}', '{"state": {}, "param_groups": own}', RESUMED),
+        ("weights not read", '            network.load_state_dict(state["networks"][name])\n', '            state["networks"][name]\n', RESUMED),
+        ("step not kept", '"step": at.step,', '"step": 0,', RESUMED),
+        ("averages start anew", '"totals": at.totals,', '"totals": {},', RESUMED),
+        ("handlers stay", "            signal.signal(number, handler)\n", "            pass\n", SIGNALS),
+    ],
+    "tools/distributed.py": [
+        ("bfloat16 and float32 confused", 'return precision == "bfloat16"', 'return precision == "float32"', MODE_0),
+        ("shards overlap", "items[rank() :: processes()]", "items[rank() :]", f"{_TRAINING}shards_of_a_list_are_disjoint_and_complete"),
+        ("GPUs by the global rank", "'LOCAL_RANK'", "'RANK'", "tests/test_distributed.py::test_every_gpu_gets_an_index"),
+    ],
+    "tools/checkpoint.py": [
+        ("`module.` kept", '{key.removeprefix("module."): tensor', "{key: tensor", "tests/test_checkpoint.py::test_weights_load_with_and_without_module_in_front"),
+        ("views saved whole", "value.detach().cpu().clone()", "value.detach().cpu()", "tests/test_checkpoint.py::test_a_view_is_saved_alone"),
+        ("classes not kept", '"classes": list(classes)', '"classes": []', MODE_0),
+        ("seed not kept", '_NOT_KEPT = (\n', '_NOT_KEPT = (\n    "epochs",\n', MODE_0),
+    ],
+    "tools/history.py": [
+        ("epochs behind by a step", "(step + 1) / self.steps", "step / self.steps", MODE_0),
+        ("what is trained again stays", 'if line.get("epoch", 0) <= done + 1e-9', "if True", "tests/test_pages.py::test_history_of_epochs_that_are_trained_again_is_dropped"),
+    ],
+    "tools/runs.py": [
+        ("inputs no part of the identity", '(*STAGE_FIELDS[stage], "made_from")', "STAGE_FIELDS[stage]", f"{_CONFIG}folder_made_from_other_weights_is_refused"),
+        ("folders without identity", 'return str(read_config(config).get("identity", "")) if config.exists() else ""', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
+        ("identity of all settings", '[:16]\n    own["stage"]', '[:16] + str(config.workers)\n    own["stage"]', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
+        ("--fresh forgotten", "if config.fresh and folder.exists():", "if False:", f"{_CONFIG}fresh_moves_the_old_folder_aside_each_time"),
+        ("seed_target no part of mode 2", '"move_maps", "seed_target",', '"move_maps",', CLAIMED),
+        ("crf_eval no part of mode 3", '"eval_scales", "crf_eval",', '"eval_scales",', CLAIMED),
+        ("augmentation no part of mode 1", '"crop", "precompute_augmented",', '"crop",', CLAIMED),
+        ("two runs in one folder", "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "tests/test_faults.py::test_second_run_in_a_folder_is_refused_until_the_first_is_dead"),
+        ("epoch asked for ignored", "numbered(folder, name, epoch or last)", "numbered(folder, name, last)", MODE_1),
+        ("half-written files stay", "    remove_partial(folder)\n", "", "tests/test_faults.py::test_what_a_killed_run_left_half_written_is_removed"),
+    ],
+    "prepare_labels/train_cls.py": [
+        ("new layers at the base rate", "(10.0 if name", "(1.0 if name", PRETRAINED),
+        ("biases at the base rate", '(2.0 if name.endswith("bias")', '(1.0 if name.endswith("bias")', SCRATCH),
+        ("b2_2 trained", "network.b2_1, network.b2_2)", "network.b2_1)", PRETRAINED),
+        ("momentum", "sgd(parameters, 0,", "sgd(parameters, 0.9,", PRETRAINED),
+        ("weight decay of SSDD", "sgd(parameters, 0, config.label_weight_decay)", "sgd(parameters, 0, config.weight_decay)", PRETRAINED),
+        ("labels shifted by a class", '["present"][:, 1:]', '["present"][:, :-1]', PRETRAINED),
+        ("statistics not averaged anew", "epoch == config.epochs - 1 and", "epoch == config.epochs and", SCRATCH),
+        ("statistics averaged anew of frozen ones", "epoch == config.epochs - 1 and not config.weights", "epoch == config.epochs - 1", PRETRAINED),
+        ("AdamW with SGD's factors", '{"params": p, "factor": 1.0} for p, _', '{"params": p, "factor": f} for p, f', SCRATCH),
+        ("sides of mode 0", "config.cls_side", "config.static_side", PRETRAINED),
+        ("BatchNorm trained", "train_with_frozen_batchnorm(classifier)", "classifier.train()", PRETRAINED),
+        ("rate of SSDD", "poly_rate(config.cls_lr", "poly_rate(config.lr", PRETRAINED),
+        ("initial weights not seeded", "torch.manual_seed(config.seed)", "pass", SCRATCH),
+    ],
+    "prepare_labels/make_cam_labels.py": [
+        ("precision ignored", "config.precision", '"float32"', PRECISION),
+        ("CAMs of the next class", "torch.from_numpy(classes - 1)", "torch.from_numpy(classes % 20)", CAMS),
+        ("low and high swapped", "(config.alpha_low, config.alpha_high)", "(config.alpha_high, config.alpha_low)", CAMS),
+        ("iterations of the training step's CRF", "config.crf_labels", "config.crf_train", CAMS),
+        ("scales of evaluation", "config.cam_scales", "config.eval_scales[:1]", CAMS),
+        ("CRF kernel of the preset", "config.crf_kernel()", "type(config)().crf_kernel()", CAMS),
+        ("dropout acts", "config.width)).eval()", "config.width)).train()", CAMS),
+        ("one CRF for both", "zip(folders[1:], alphas,", "zip(folders[1:], alphas[:1] * 2,", CAMS),
+    ],
+    "prepare_labels/train_aff.py": [
+        ("low and high swapped", '("out_la_crf", "out_ha_crf")', '("out_ha_crf", "out_la_crf")', AFFINITY),
+        ("f9 at the base rate", "groups(network, NEW)", 'groups(network, ("f8_",))', AFFINITY),
+        ("first blocks trained", "    freeze_first_blocks(network)\n", "", AFFINITY),
+        ("BatchNorm trained", "train_with_frozen_batchnorm(network)", "network.train()", AFFINITY),
+        ("rate of the classifier", "config.aff_lr", "config.cls_lr", AFFINITY),
+        ("batch of the classifier", "config.aff_batch", "config.cls_batch", AFFINITY),
+        ("cosine", "poly_rate(config.aff_lr, config.epochs, config.label_power)", "lambda e: config.aff_lr", AFFINITY),
+        ("momentum", "groups(network, NEW), 0,", "groups(network, NEW), 0.9,", AFFINITY),
+    ],
+    "prepare_labels/make_aff_labels.py": [
+        ("CAMs no part of what it was made from", "[weights, cams, *runs", "[weights, *runs", MADE_FROM),
+        ("background of the CRF'd CAMs", "config.alpha_walk", "config.alpha_high", PSA),
+        ("power left out", "config.walk_power,", "1.0,", PSA),
+        ("twice the steps", "config.walk_log_steps)", "config.walk_log_steps + 1)", PSA),
+        ("iterations of evaluation", "config.crf_labels", "config.crf_eval", PSA),
+        ("image not normalised", "normalise(as_tensor(image)[None].to(device))", "as_tensor(image)[None].to(device) / 255", PSA),
+        ("dropout acts", "memory_format=layout).eval()", "memory_format=layout)", PSA),
+        ("image with one of two maps is done", "if not (store_path(walked, i).exists() and", "if not (store_path(walked, i).exists() or", AGAIN),
+        ("CRF of the maps before the walk", "low = random_walk(pair_affinities(features), maps[None], config.walk_power, config.walk_log_steps)[0]", "low = maps", PSA),
+    ],
+    "tools/eval_masks.py": [
+        ("the training list", "read_ids(arguments.voc_root, arguments.split)", 'read_ids(arguments.voc_root, "train")', EVAL),
+        ("the worst threshold", "best = max(sweep", "best = min(sweep", f"{_METRICS}threshold_of_cams_is_the_best_by_brute_force"),
+        ("the last image only", "counts.get(threshold, 0) + confusion", "confusion", EVAL),
+        ("truth and mask swapped", "confusion(truth, mask, len(names))", "confusion(mask, truth, len(names))", EVAL),
+    ],
+    "tools/metrics.py": [
+        ("union counts the hits twice", "[: len(hit)] - hit", "[: len(hit)]", EVAL),
+        ("mean over all classes", "np.nanmean(per_class)", "np.nan_to_num(per_class).mean()", EVAL),
+    ],
+    "main_ssdd.py": [
+        ("--weights for every mode", 'config if mode in "02" else dataclasses.replace(config, weights="")', "config", ALL),
+        ("mode 1 left out of all", 'ALL = "0123"', 'ALL = "023"', ALL),
+        ("mode 3 left out of all", 'ALL = "0123"', 'ALL = "012"', ALL),
+    ],
+    "tools/config.py": [
+        ("released does not swap", "swap_maps=True,", "swap_maps=False,", RELEASED),
+        ("released with the paper's bias", "seed_bias=0.1,", "seed_bias=0.4,", RELEASED),
+        ("released with the first checkpoint", "static_checkpoint=10 if", "static_checkpoint=11 if", RELEASED),
+        ("an epoch less", "dynamic_epochs: int = _f(41,", "dynamic_epochs: int = _f(40,", PUBLISHED),
+        ("weight decay of the labels", "weight_decay: float = _f(2e-4,", "weight_decay: float = _f(5e-4,", PUBLISHED),
+        ("seed not passed on", '_NOT_PASSED_ON = ("weights",', '_NOT_PASSED_ON = ("weights", "seed",', PASSED_ON),
+        ("preset's values passed over", "own, flags = with_recipe(preset(self.preset), self.recipe), []", "own, flags = with_recipe(preset(self.preset), \"paper\"), []", PASSED_ON),
+        ("kernel's terms swapped", "self.crf_gaussian_sxy, self.crf_gaussian_weight,", "self.crf_gaussian_weight, self.crf_gaussian_sxy,", MODE_3),
+        ("bias favours knowledge", 'sign = 1 if self.bias_favours == "advice"', 'sign = 1 if self.bias_favours == "knowledge"', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
+        ("seeds with the bias of mode 2", "self._integration(self.seed_bias, self.seed_bg)", "self._integration(self.bias, self.bg)", MODE_1),
+        ("--epochs loses", "self if self.epochs else", "self if not epochs else", f"{_CONFIG}stage_takes_its_own_epochs_unless_told"),
+        ("recipe wins over flags", "    config = replace(config, **given)\n", '    config = with_recipe(replace(config, **given), given.get("recipe", "paper"))\n', f"{_CONFIG}flags_win_over_recipe_and_preset"),
+        ("masks of all sources in one folder", 'name = f"fixed_{self.seed_source}_{self.modelid}" if self.seed_source else self.modelid', "name = self.modelid", "tests/test_fixed.py::test_each_source_has_its_own_run_and_masks[psa]"),
+    ],
+}  # fmt: skip

@@ -1,0 +1,99 @@
+"""All programs in turn: the precision they compute in, what their folders say they were made from, what comes next."""
+
+import contextlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import main_ssdd
+from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
+from tests.conftest import as_flags, tiny
+
+LABELS = {
+    "train_cls": train_cls,
+    "make_cam_labels": make_cam_labels,
+    "train_aff": train_aff,
+    "make_aff_labels": make_aff_labels,
+}
+LIST = {"Segmentation/train_aug.txt", "VOC2012/demo.json"}
+CLS, AFF, SEEDS = {"cls/weights.pth"}, {"aff/weights.pth"}, {"results/out_aff", "results/out_aff_crf"}
+STATIC = {"models/seg_0001.pth", "models/ssdd_0001.pth"}
+MADE_FROM = {
+    "prepare_labels/results/cls": LIST,
+    "prepare_labels/results/out_cam": LIST | CLS,
+    "prepare_labels/results/out_la_crf": LIST | CLS,
+    "prepare_labels/results/out_ha_crf": LIST | CLS,
+    "prepare_labels/results/aff": LIST | CLS | {"results/out_la_crf", "results/out_ha_crf"},
+    "prepare_labels/results/out_aff": LIST | AFF | {"results/out_cam"},
+    "prepare_labels/results/out_aff_crf": LIST | AFF | {"results/out_cam"},
+    "logs/sssdd_ssdd": LIST | CLS | SEEDS,
+    "precompute/ssdd": LIST | STATIC | SEEDS,
+    "logs/dssdd_ssdd": LIST | CLS | SEEDS | {"precompute/ssdd"},
+    "validation/ssdd": {"models/seg_0001.pth"},
+    "logs/fixed_crf_ssdd": LIST | CLS | {"results/out_aff_crf"},
+    "validation/fixed_crf_ssdd": {"models/seg_0001.pth"},
+}
+NEXT = {
+    "train_cls": "python -m prepare_labels.make_cam_labels --preset=demo",
+    "make_cam_labels": "python -m prepare_labels.train_aff --preset=demo",
+    "train_aff": "python -m prepare_labels.make_aff_labels --preset=demo",
+    "make_aff_labels": "python main_ssdd.py --mode=0 --preset=demo",
+    "0": "python main_ssdd.py --mode=1 --preset=demo",
+    "1": "python main_ssdd.py --mode=2 --preset=demo",
+    "2": "python main_ssdd.py --mode=3 --preset=demo",
+    "3": "python -m tools.predict PICTURES --weights ",
+    "4": "python main_ssdd.py --mode=3 --seed_source=crf --preset=demo",
+    "3 of 4": "python -m tools.predict PICTURES --weights ",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_voc, tmp_path_factory):
+    """Every program in turn in bfloat16: the out folder, the types that each one's convolutions gave, and its words."""
+    config = replace(tiny(tiny_voc, tmp_path_factory.mktemp("whole") / "out"), precision="bfloat16", pictures=0)
+    types: dict[str, set] = {name: set() for name in NEXT}
+    said = {name: io.StringIO() for name in NEXT}
+    for name in NEXT:
+
+        def note(module, _inputs, output, name=name):
+            if isinstance(module, torch.nn.Conv2d):
+                types[name].add(output.dtype)
+
+        source = ["--seed_source=crf"] if "4" in name else []
+        mode = [] if name in LABELS else [f"--mode={name[0]}", *source]
+        program = LABELS.get(name, main_ssdd)
+        hook = torch.nn.modules.module.register_module_forward_hook(note)
+        try:
+            with contextlib.redirect_stdout(said[name]):
+                program.main([*mode, *as_flags(config)])
+        finally:
+            hook.remove()
+    return Path(config.out), types, {name: words.getvalue() for name, words in said.items()}
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_every_program_computes_in_the_precision_it_is_told(name, whole):
+    assert torch.bfloat16 in whole[1][name]
+
+
+@pytest.mark.parametrize("folder", MADE_FROM)
+def test_every_folder_says_what_it_was_made_from(folder, whole):
+    stored = json.loads((whole[0] / folder / "config.json").read_text())
+    assert set(stored["made_from"]) == MADE_FROM[folder]
+    # Weights and lists by their content, folders by what they were made from; nothing is left empty.
+    assert all(stored["made_from"].values()) and stored["identity"]
+
+
+def test_every_step_and_mode_has_an_identity_of_its_own(whole):
+    stored = [json.loads((whole[0] / folder / "config.json").read_text()) for folder in MADE_FROM]
+    # make_cam_labels fills three folders, make_aff_labels two.
+    assert len({config["identity"] for config in stored}) == len(MADE_FROM) - 3
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_every_program_names_the_one_that_comes_next(name, whole):
+    assert f"next: {NEXT[name]}" in whole[2][name]
