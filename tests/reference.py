@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import default_collate
 
-from datasets.labels import save_differences, save_maps, store_path
-from datasets.training_sets import as_tensor
-from datasets.transforms import normalise
+from datasets.seed_store import save_differences, save_maps, store_path
+from datasets.transforms import as_tensor, normalise
 from datasets.voc import CLASSES, read_ids, read_image, read_present
-from models.classifier import Classifier
+from models.psa.classifier import Classifier
 
 
 def adopt_weights(config, path: Path) -> Path:

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from datasets.labels import load_maps, save_maps, store_path
-from datasets.training_sets import AffinityLabelSamples, ImageLabelSamples, as_tensor
-from datasets.transforms import normalise
+from datasets.samples.affinity_labels import AffinityLabelSamples
+from datasets.samples.image_labels import ImageLabelSamples
+from datasets.seed_store import load_maps, save_maps, store_path
+from datasets.transforms import as_tensor, normalise
 from datasets.voc import CLASSES, read_ids, read_image, read_mask, read_present, write_mask
-from models.affinity import AffinityNet, affinity_loss, pair_affinities
-from models.classifier import Classifier
 from models.crf import CrfKernel, dense_crf
+from models.psa.affinity import AffinityNet, affinity_loss, pair_affinities
+from models.psa.classifier import Classifier
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from tests import reference
 from tests.conftest import as_flags, tiny

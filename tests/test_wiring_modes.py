@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 import main_ssdd
-from datasets.labels import load_differences, load_maps, store_path
-from datasets.training_sets import FixedSeedSamples, SeedSamples, as_tensor
-from datasets.transforms import jittered, normalise
+from datasets.samples.seeds import FixedSeedSamples, SeedSamples
+from datasets.seed_store import load_differences, load_maps, store_path
+from datasets.transforms import as_tensor, jittered, normalise
 from datasets.voc import CLASSES, read_ids, read_image, read_mask, read_present
 from models.crf import CrfKernel, dense_crf
-from models.ddnet import DDNet
-from models.segmentation import SegmentationNetwork
+from models.ssdd.ddnet import DDNet
+from models.ssdd.segmentation import SegmentationNetwork
 from tests import reference
 from tests.conftest import as_flags, tiny
 
