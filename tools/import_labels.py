@@ -7,7 +7,6 @@ out_cam and out_aff are pickled dictionaries. A pickle can run code, so they are
 by a reader that knows NumPy's arrays and nothing else. All files are checked before the first one is stored.
 """
 
-import argparse
 import math
 from pathlib import Path
 from typing import BinaryIO
@@ -16,11 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.errors import InputError, program
-from datasets.files import open_regular
+from datasets.files import open_regular, refuse_overwrite
 from datasets.labels import load_maps, read_npy_header, save_maps, store_path
 from datasets.voc import image_size, read_present
 from datasets.weights import read_pickle
-from tools.config import Config
+from tools.config import Config, Parser
 
 KINDS = ("cam", "aff", "aff_crf")
 FLOATS = ("f2", "f4", "f8")
@@ -174,6 +173,7 @@ def import_labels(source: Path, target: Path, kind: str, voc_root: Path) -> tupl
     files = sorted(source.glob("*.npy"))
     if not files:
         raise InputError(f"{source} holds no .npy file: name the folder out_{kind} that the authors' program filled")
+    refuse_overwrite((store_path(target, path.stem) for path in files), files)
     todo = []
     for path in tqdm(files, "checking", unit="image", disable=None):
         classes, size = wanted(path, kind, voc_root)
@@ -194,7 +194,7 @@ def wanted(path: Path, kind: str, voc_root: Path) -> tuple[np.ndarray, tuple[int
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("source", metavar="IN_DIR", type=Path, help="folder of the authors' .npy files")
     parser.add_argument("target", metavar="OUT_DIR", type=Path, help="folder of the store")
     parser.add_argument("--kind", required=True, choices=KINDS, help="which of the authors' folders IN_DIR is")

@@ -25,19 +25,20 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
+from datasets.files import atomic_write, refuse_overwrite
 from datasets.pictures import mask_colours
 from datasets.transforms import MEAN, STD, normalise
 from datasets.voc import decode, rgb, write_mask
 from models.crf import dense_crf
 from models.segmentation import SegmentationNetwork, multiscale_probabilities, resize
 from tools import checkpoint, distributed
-from tools.config import check
+from tools.config import Parser, check
 from tools.progress import progress
 
 # Not all that Pillow knows: one of the others runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+RESULTS = (".png", "_overlay.jpg", ".npz")
 LARGEST_SIDE = 1600  # pixels; larger pictures are segmented at this size, the mask then enlarged
 OVERLAY = 0.55  # weight of a class's colour over the picture
 
@@ -239,7 +240,7 @@ def write_results(predictor: Predictor, image: np.ndarray, target: Path, soft: b
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("images", nargs="+", type=Path, help="pictures, and folders of pictures")
     parser.add_argument("--weights", type=Path, required=True, help="seg_*.pth that mode 2 wrote")
     parser.add_argument("--out", type=Path, help="folder that receives the results")
@@ -252,6 +253,8 @@ def main(argv: list[str] | None = None) -> None:
     if not (arguments.out or arguments.export):
         raise InputError("give --out, a folder for the masks, or --export")
     found = find(arguments.images)
+    targets = [arguments.out / f"{name}{end}" for name in found for end in RESULTS] if arguments.out else []
+    refuse_overwrite(targets + ([arguments.export] if arguments.export else []), [*found.values(), arguments.weights])
     predictor = Predictor(arguments.weights, arguments.device, arguments.scales, arguments.crf)
     unreadable: list[InputError] = []
     if arguments.out:
