@@ -18,7 +18,16 @@ from PIL import Image
 
 from datasets.errors import InputError
 from datasets.labels import load_differences, load_maps, save_differences, save_maps
-from datasets.voc import class_names, image_size, open_image, read_ids, read_image, read_mask, read_present
+from datasets.voc import (
+    class_names,
+    image_size,
+    open_image,
+    read_ids,
+    read_image,
+    read_mask,
+    read_present,
+    read_reduced,
+)
 from datasets.weights import read_pickle
 from script import make_pages
 from tools import checkpoint, history, import_images, import_labels, runs
@@ -48,6 +57,18 @@ def test_pictures_that_claim_too_many_pixels(side, tmp_path):
     (tmp_path / "x.jpg").write_bytes(png(side, side, b"\0" * 100))
     refused(open_image, tmp_path / "x.jpg")
     refused(read_mask, tmp_path / "x.jpg")
+
+
+def test_photographs_of_more_pixels_than_label_making_bears(tmp_path):
+    # 110 KB of zeros; masks, which take a byte a pixel, may be larger.
+    (tmp_path / "JPEGImages").mkdir()
+    path = tmp_path / "JPEGImages" / "x.jpg"
+    path.write_bytes(png(2049, 2048, bytes(2050 * 2048)))
+    for read in (read_image, image_size, lambda root, name, **most: read_reduced(root, name, 64, **most)):
+        with pytest.raises(InputError, match=r"x\.jpg has 2049×2048 pixels.*shrink it, or give a higher --most-pixels"):
+            read(tmp_path, "x")
+        read(tmp_path, "x", most=2049 * 2048)
+    assert read_mask(path).shape == (2048, 2049)
 
 
 def saved(path: Path, image: Image.Image, **options) -> Path:
@@ -168,6 +189,23 @@ def test_maps_packed_into_nothing(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("maps.npy", b"\0" * (200 << 20))
     refused(load_maps, path, "claim")
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_maps_packed_in_ways_that_inflate_without_bound(packing, tmp_path):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("maps.npy", bytes(1 << 20))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.rindex(b"PK\1\2") + 24, 1000)
+    path.write_bytes(content)
+    refused(load_maps, path, "unusual")
+
+
+def test_class_lists_of_very_many_names_are_counted_first(tmp_path):
+    (tmp_path / "classes.txt").write_text("\n".join(map(str, range(100_000))))
+    with pytest.raises(InputError, match="names 100000 classes"):
+        class_names(tmp_path)
 
 
 def test_maps_of_very_many_fields_or_with_a_pickle(tmp_path):
