@@ -19,13 +19,17 @@ _LARGEST_FILE = 1 << 36
 _LARGEST_PICKLE = 1 << 24  # bytes, of a torch file's structure without its tensors; ResNet-38's takes 50,000
 _MOST_STEPS = 1 << 19  # of a pickle; ResNet-38's takes 10,000, with AdamW's state three times as many
 _MOST_SHARED = 16  # each doubles at most what a walk through the content takes
+_LONG_TEXT = 1 << 12
 _MOST_DIMENSIONS = 8
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the files before torch 1.6
 _VALUES = frozenset(
     "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES "
     "BINBYTES8 INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT".split()
 )
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_MADE = {
+    **{"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple},
+    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
+}
 _STORAGES = {
     f"torch {kind}Storage": dtype
     for kind, dtype in {
@@ -61,8 +65,8 @@ def read_pickle(file: BinaryIO | Metered, known: dict[str, Any], stored: Callabl
         name = code.name
         if name in _VALUES:
             stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
+        elif name in _MADE:
+            stack.append(_MADE[name]())
         elif name.endswith("PUT") or name == "MEMOIZE":
             memo[len(memo) if argument is None else argument] = stack[-1]
         elif name.endswith("GET"):
@@ -72,8 +76,6 @@ def read_pickle(file: BinaryIO | Metered, known: dict[str, Any], stored: Callabl
                 raise ValueError("its parts are shared over and over")
         elif name == "MARK":
             marks.append(len(stack))
-        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-            stack.append({} if name == "EMPTY_DICT" else [])
         elif name.startswith("TUPLE"):
             stack.append(tuple(taken(int(name[5:]) if name[5:] else None)))
         elif name in ("APPEND", "APPENDS"):
@@ -83,10 +85,7 @@ def read_pickle(file: BinaryIO | Metered, known: dict[str, Any], stored: Callabl
             values = taken(2 if name == "SETITEM" else None)
             dict.update(stack[-1], _dictionary(zip(values[::2], values[1::2], strict=True)))
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            asked = argument if name == "GLOBAL" else " ".join(taken(2))
-            if asked not in known:
-                raise ValueError(f"it asks for {asked[:80].replace(' ', '.')}, which no tensor or array needs")
-            stack.append(known[asked])
+            stack.append(_named(argument if name == "GLOBAL" else " ".join(taken(2)), known))
         elif name == "REDUCE":
             function, arguments = taken(2)
             stack.append(function(*arguments))
@@ -102,8 +101,16 @@ def read_pickle(file: BinaryIO | Metered, known: dict[str, Any], stored: Callabl
     return content
 
 
+def _named(asked: str, known: dict[str, Any]) -> Any:
+    if asked not in known:
+        raise ValueError(f"it asks for {asked[:80].replace(' ', '.')}, which no tensor or array needs")
+    return known[asked]
+
+
 def _leads_on(value) -> bool:
-    """Whether a walk through `value` can meet another container; a list can get some later."""
+    """Whether `value`, met again and again, makes much of little: containers of containers, lists, long texts."""
+    if isinstance(value, str | bytes):
+        return len(value) > _LONG_TEXT
     flat = isinstance(value, tuple) and len(value) < 16 and not any(isinstance(v, tuple | list | dict) for v in value)
     return isinstance(value, tuple | list | dict) and not flat
 
