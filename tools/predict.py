@@ -201,7 +201,8 @@ def read(path: Path) -> np.ndarray:
 def overlay(image: np.ndarray, mask: np.ndarray, classes: tuple[str, ...]) -> Image.Image:
     """The mask's objects coloured in the picture, with white outlines, and a legend of the classes below it."""
     objects = mask > 0
-    mixed = np.where(objects[..., None], (1 - OVERLAY) * image + OVERLAY * mask_colours(mask), image).astype(np.uint8)
+    mixed = image.copy()
+    mixed[objects] = ((1 - OVERLAY) * image[objects] + OVERLAY * mask_colours(mask[objects])).astype(np.uint8)
     edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     mixed[edge] = 255
     there = [c for c in np.unique(mask).tolist() if 0 < c < len(classes)]
