@@ -45,12 +45,23 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
             sys.exit(130)
         except BrokenProcessPool:
             fail(InputError("a CRF process died; what is done is kept. If memory ran out, give a smaller --workers"))
+        except MemoryError:
+            fail(InputError("memory ran out; what is done is kept. Smaller pictures, batches or --workers take less"))
         except OSError as error:
             if error.errno not in _MACHINE_FAULTS:
                 raise
-            fail(InputError(f"{error.filename or 'a file'}: {error.strerror}; what is done is kept"))
+            where = error.filename or f"a file that {_writer(error)} was writing or reading"
+            fail(InputError(f"{where}: {error.strerror}; what is done is kept"))
 
     return run
+
+
+def _writer(error: BaseException) -> str:
+    """The innermost function that met the error, as write() names no file."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_globals.get('__name__')}.{trace.tb_frame.f_code.co_name}"
 
 
 def fail(error: InputError) -> NoReturn:

@@ -2,7 +2,8 @@
 
 import os
 import stat
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +11,7 @@ from typing import BinaryIO
 from datasets.errors import InputError
 
 PARTIAL = ".partial-"
+_LARGEST_DIRECTORY = 1 << 20  # bytes, of a zip archive; about 10,000 parts
 
 
 @contextmanager
@@ -65,3 +67,66 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     """The content of a regular file of at most `most` bytes; raises like `open_regular`."""
     with open_regular(path, most) as file:
         return file.read()
+
+
+def refuse_overwrite(written: Iterable[str | Path], read: Iterable[str | Path]) -> None:
+    """Refuse, before a program begins, that it writes over what it reads, under whatever name or link.
+
+    Raises:
+        InputError: one of the files to be written is one of those that are read.
+    """
+    # That a link goes elsewhere does not help: the link itself would be replaced.
+    originals = {identity for path in read for identity in _identities(path)}
+    for path in written:
+        if originals & _identities(path):
+            raise InputError(f"{path} is read here and would be written over: name another place for the result")
+
+
+def _identities(path: str | Path) -> set[tuple[int, int]]:
+    found = set()
+    for follow in (True, False):
+        with suppress(OSError):
+            status = os.stat(path, follow_symlinks=follow)
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
+class Metered:
+    """A file of which `left` more bytes can be read, however many its content claims."""
+
+    def __init__(self, file: BinaryIO, left: int):
+        self.file, self.left = file, left
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, count: int = -1) -> bytes:
+        return self._counted(self.file.read(self.left + 1 if count < 0 else min(count, self.left + 1)))
+
+    def readline(self) -> bytes:
+        return self._counted(self.file.readline(self.left + 1))
+
+    def _counted(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError("more bytes than make sense")
+        return data
+
+
+@contextmanager
+def open_zip(file: BinaryIO, most: int) -> Iterator[zipfile.ZipFile]:
+    """A zip archive of whose parts at most `most` bytes can be read, packed or unpacked.
+
+    Raises:
+        ValueError: its directory is too long, its parts claim more, or are packed in an unusual way.
+        zipfile.BadZipFile: it is damaged.
+    """
+    metered = Metered(file, _LARGEST_DIRECTORY)
+    with zipfile.ZipFile(metered) as archive:
+        parts = archive.infolist()
+        # Python's readers of the other ways unpack without a bound, whatever a part claims.
+        if any(part.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for part in parts):
+            raise ValueError("its parts are packed in an unusual way")
+        claimed = sum(part.file_size for part in parts)
+        if claimed > most:
+            raise ValueError(f"its parts claim {claimed} bytes, at most {most} make sense")
+        metered.left = most
+        yield archive

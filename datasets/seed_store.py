@@ -7,7 +7,6 @@ float32, so that upsampling on reading is exact.
 
 import io
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +15,7 @@ import cv2
 import numpy as np
 
 from datasets.errors import InputError
-from datasets.files import atomic_write, open_regular
+from datasets.files import atomic_write, open_regular, open_zip
 from datasets.voc import IGNORE, read_mask
 from settings.common import CELL
 
@@ -204,17 +203,14 @@ def _array(name: str, content: bytes) -> np.ndarray:
 
 def _read_fields(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
-        with open_regular(path, _LARGEST_STORE) as file, zipfile.ZipFile(file) as archive:
+        with open_regular(path, _LARGEST_STORE) as file, open_zip(file, _LARGEST_STORE) as archive:
             parts = archive.infolist()
-            if len(parts) > _MOST_FIELDS or sum(part.file_size for part in parts) > _LARGEST_STORE:
-                most = f"{_LARGEST_STORE >> 20} MiB or {_MOST_FIELDS} fields"
-                raise InputError(f"{path}: claims to hold over {most}; make it anew")
+            if len(parts) > _MOST_FIELDS:
+                raise ValueError(f"over {_MOST_FIELDS} fields")
             fields = {part.filename.removesuffix(".npy"): _array(part.filename, archive.read(part)) for part in parts}
             str(fields.get("made_by"))  # numpy fails at letters that do not exist
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
-    except InputError:
-        raise
     except Exception as error:  # on damaged files numpy and zipfile raise nearly everything
         raise InputError(f"{path} is damaged or no stored map ({error}); delete it and make it again") from None
     version = fields.get("version")

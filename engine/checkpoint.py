@@ -1,29 +1,22 @@
-"""Weights and training states on disk. Everything is loaded with weights_only, so no file can run code.
+"""Weights and training states on disk. Files are read by datasets/weights.py, so none can run code.
 
 A weights file is a state dict, as the released ones are, or {"state_dict", "config", "classes"}, which says by itself
 what network it belongs to.
 """
 
-import pickle
-import re
 import shutil
-import warnings
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from datasets.errors import InputError
-from datasets.files import atomic_write, open_regular
+from datasets.files import atomic_write
 from datasets.voc import CLASSES
-from engine.pickles import refuse_endless_keys
+from datasets.weights import load
 from settings.config import FIELDS, Config, from_stored
 from settings.field import RUN, STAGE
 
-_LARGEST_FILE = 1 << 36
-_PICKLES_OF_OLD_FILES = 5  # a magic number, a version, the system, the content, the storages' keys
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -63,60 +56,6 @@ def load_description(path: str | Path) -> tuple[Config, tuple[str, ...]]:
 
 def _described(content) -> bool:
     return isinstance(content, dict) and content.keys() == {"state_dict", "config", "classes"}
-
-
-def load(path: str | Path):
-    """Whatever a torch file holds, as far as that is plain values and tensors that lie in the file.
-
-    Raises:
-        InputError: the file is missing, damaged, or holds or claims anything else.
-    """
-    try:
-        with open_regular(path, _LARGEST_FILE) as file:
-            if zipfile.is_zipfile(file):
-                with zipfile.ZipFile(file) as archive:
-                    claimed = sum(part.file_size for part in archive.infolist())
-                    if claimed > Path(path).stat().st_size:  # torch does not compress
-                        raise InputError(f"{path} is refused: its parts claim {claimed} bytes, more than the file has")
-                    for name in archive.namelist():
-                        if name.endswith(".pkl"):
-                            refuse_endless_keys(archive.open(name))
-            else:
-                file.seek(0)
-                refuse_endless_keys(file, _PICKLES_OF_OLD_FILES)
-        with warnings.catch_warnings(action="ignore"):  # about files that are then refused
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked:
-            raise InputError(f"{path} is refused: it holds more than tensors, {asked[1]}, which can run code") from None
-        also = "an MXNet .params file goes through `python -m tools.convert_weights` first"
-        raise InputError(f"{path} is refused: it is damaged or no .pth file; {also}") from None
-    except Exception as error:  # on damaged files torch raises nearly everything
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise InputError(f"{path} cannot be read as a torch file ({reason[:200]})") from None
-    for name, tensor in _tensors(content):
-        # A few bytes can claim to be a tensor of any size (an expanded one), which a copy would make real.
-        plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise InputError(f"{path}: {name} is not a plain tensor that lies in the file; save the weights as such")
-    return content
-
-
-def _tensors(content) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested dictionaries, lists and tuples, which may hold themselves, each with its last key."""
-    left, seen = [("", content)], set()
-    while left:
-        name, value = left.pop()
-        if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            left += value.items() if isinstance(value, dict) else ((name, part) for part in value)
 
 
 def load_into(network: nn.Module, path: str | Path, new: tuple[str, ...] = (), unused: tuple[str, ...] = ()) -> None:

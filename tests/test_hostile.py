@@ -18,9 +18,18 @@ from PIL import Image
 
 from datasets.errors import InputError
 from datasets.seed_store import load_differences, load_maps, save_differences, save_maps
-from datasets.voc import class_names, image_size, open_image, read_ids, read_image, read_mask, read_present
+from datasets.voc import (
+    class_names,
+    image_size,
+    open_image,
+    read_ids,
+    read_image,
+    read_mask,
+    read_present,
+    read_reduced,
+)
+from datasets.weights import read_pickle
 from engine import checkpoint, history, runs, stages
-from engine.pickles import refuse_endless_keys
 from script import make_pages
 from script.pages.document import write_page
 from settings.config import Config, demo
@@ -50,6 +59,18 @@ def test_pictures_that_claim_too_many_pixels(side, tmp_path):
     (tmp_path / "x.jpg").write_bytes(png(side, side, b"\0" * 100))
     refused(open_image, tmp_path / "x.jpg")
     refused(read_mask, tmp_path / "x.jpg")
+
+
+def test_photographs_of_more_pixels_than_label_making_bears(tmp_path):
+    # 110 KB of zeros; masks, which take a byte a pixel, may be larger.
+    (tmp_path / "JPEGImages").mkdir()
+    path = tmp_path / "JPEGImages" / "x.jpg"
+    path.write_bytes(png(2049, 2048, bytes(2050 * 2048)))
+    for read in (read_image, image_size, lambda root, name, **most: read_reduced(root, name, 64, **most)):
+        with pytest.raises(InputError, match=r"x\.jpg has 2049×2048 pixels.*shrink it, or give a higher --most-pixels"):
+            read(tmp_path, "x")
+        read(tmp_path, "x", most=2049 * 2048)
+    assert read_mask(path).shape == (2048, 2049)
 
 
 def saved(path: Path, image: Image.Image, **options) -> Path:
@@ -169,7 +190,24 @@ def test_maps_packed_into_nothing(tmp_path):
     path = tmp_path / "x.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("maps.npy", b"\0" * (200 << 20))
-    refused(load_maps, path, "128 MiB")
+    refused(load_maps, path, "claim")
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_maps_packed_in_ways_that_inflate_without_bound(packing, tmp_path):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("maps.npy", bytes(1 << 20))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.rindex(b"PK\1\2") + 24, 1000)
+    path.write_bytes(content)
+    refused(load_maps, path, "unusual")
+
+
+def test_class_lists_of_very_many_names_are_counted_first(tmp_path):
+    (tmp_path / "classes.txt").write_text("\n".join(map(str, range(100_000))))
+    with pytest.raises(InputError, match="names 100000 classes"):
+        class_names(tmp_path)
 
 
 def test_maps_of_very_many_fields_or_with_a_pickle(tmp_path):
@@ -248,12 +286,13 @@ def test_keys_that_take_for_ever_to_hash(tmp_path, tiny_voc):
 
 
 def test_tuples_that_are_shared_now_and_then_are_read():
-    shape = (3, 4)
-    refuse_endless_keys(io.BytesIO(pickle.dumps([shape] * 10)))
-    with pytest.raises(pickle.UnpicklingError, match="over and over"):
-        refuse_endless_keys(io.BytesIO(pickle.dumps([shape] * 20)))
-    with pytest.raises(pickle.UnpicklingError, match="no pickle"):
-        refuse_endless_keys(io.BytesIO(b"\xff\xd8"))
+    pair = ((3, 4), (5, 6))
+    assert read_pickle(pickle.dumps([pair] * 10), {}) == [pair] * 10
+    with pytest.raises(ValueError, match="over and over"):
+        read_pickle(pickle.dumps([pair] * 20), {})
+    assert read_pickle(pickle.dumps([(3, 4)] * 100), {}) == [(3, 4)] * 100
+    with pytest.raises(ValueError):
+        read_pickle(b"\xff\xd8", {})
 
 
 def test_a_list_that_holds_itself(tmp_path):

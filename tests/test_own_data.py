@@ -137,6 +137,97 @@ def test_bad_labels_end_in_one_line(own_data, capsys, content, said):
     assert not (own_data / "data").exists()
 
 
+@pytest.mark.parametrize("label", ["sea\ncow", "cat\x07", "a\u2028b", "a\x85b"])
+def test_labels_that_training_would_refuse_are_not_imported(own_data, label):
+    first = next((own_data / "photos").rglob("*.png")).relative_to(own_data / "photos")
+    (own_data / "bad.csv").write_text(f'{first},"{label}"\n', newline="")
+    with pytest.raises(InputError, match=r"bad\.csv: the class .* control character or line break"):
+        import_images.import_images(own_data / "photos", own_data / "bad.csv", own_data / "data", 0.0)
+    assert not (own_data / "data").exists()
+
+
+def import_of(own_data, *flags: str) -> None:
+    import_images.main(
+        [str(own_data / "photos"), str(own_data / "labels.csv"), "--to", str(own_data / "data"), "--val=0.3", *flags]
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_broken_pictures_are_all_named_and_the_import_goes_on(own_data, capsys):
+    import_of(own_data)
+    whole = contents(own_data / "data")
+    (own_data / "data").rename(own_data / "whole")
+    pictures = sorted((own_data / "photos").rglob("*.png"))
+    broken = {pictures[0]: pictures[0].read_bytes(), pictures[2]: pictures[2].read_bytes()}
+    for path in broken:
+        path.write_bytes(b"no picture")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        import_of(own_data)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3 and all(str(path) in line for path, line in zip(broken, sorted(said[:2]), strict=True))
+    assert f"2 of {len(pictures)} pictures" in said[2] and "--skip-broken" in said[2]
+    for path, content in broken.items():
+        path.write_bytes(content)
+    import_of(own_data)
+    assert contents(own_data / "data") == whole
+    with pytest.raises(SystemExit):
+        import_of(own_data)
+    assert "is a data set already" in capsys.readouterr().err
+
+
+def test_broken_pictures_are_left_out_when_asked(own_data, capsys):
+    pictures = sorted((own_data / "photos").rglob("*.png"))
+    pictures[0].write_bytes(b"no picture")
+    import_of(own_data, "--skip-broken")
+    ids = read_ids(own_data / "data", "train") + read_ids(own_data / "data", "val")
+    assert len(ids) == len(pictures) - 1 and not any(i.endswith(f"_{pictures[0].stem}") for i in ids)
+    assert "1 pictures cannot be used" in capsys.readouterr().out
+    for path in pictures:
+        path.write_bytes(b"no picture")
+    (own_data / "data").rename(own_data / "before")
+    with pytest.raises(SystemExit):
+        import_of(own_data, "--skip-broken")
+
+
+def test_killed_imports_go_on_and_others_are_not_mixed_in(own_data, monkeypatch):
+    import_of(own_data)
+    whole = contents(own_data / "data")
+    (own_data / "data").rename(own_data / "whole")
+    read, done = import_images.read, []
+
+    def killed(path: Path) -> np.ndarray:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(path)
+        return read(path)
+
+    monkeypatch.setattr(import_images, "read", killed)
+    with pytest.raises(SystemExit):
+        import_of(own_data)
+    first = set(done)
+    (own_data / "photos").rename(own_data / "others")
+    with pytest.raises(InputError, match="unfinished import of other pictures"):
+        import_images.import_images(own_data / "others", own_data / "labels.csv", own_data / "data", 0.3)
+    (own_data / "others").rename(own_data / "photos")
+    monkeypatch.setattr(import_images, "read", lambda path: (done.append(path), read(path))[1])
+    import_of(own_data)
+    assert contents(own_data / "data") == whole
+    assert not first & set(done[2:])
+
+
+def test_large_pictures_are_shrunk_to_what_training_reads(own_data, monkeypatch, capsys):
+    monkeypatch.setattr(import_images, "MOST_PIXELS", 1000)
+    import_of(own_data)
+    for image_id in read_ids(own_data / "data", "train"):
+        height, width = read_image(own_data / "data", image_id).shape[:2]
+        assert 900 < height * width <= 1000
+    assert "were shrunk" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [("cat\ndog\ncat\n", "'cat' twice"), ("\n", "names 0 classes"), ("\n".join(map(str, range(255))), "255 classes")],

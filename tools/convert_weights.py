@@ -6,7 +6,6 @@ IN is either the MXNet file of ResNet-38 trained on ImageNet (read with NumPy al
 SSDD, with or without `module.` before its keys. OUT is a state dict in float32 under this project's keys.
 """
 
-import argparse
 import math
 import struct
 from collections import Counter
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor
 
 from datasets.errors import InputError, program
-from datasets.files import open_regular, read_bytes
+from datasets.files import open_regular, read_bytes, refuse_overwrite
 from engine.checkpoint import load_state, save
 from models.resnet38 import ResNet38
+from settings.flags import Parser
 
 MXNET_FILE = struct.pack("<Q", 0x112)
 ARRAY_V1, ARRAY_V2 = 0xF993FAC8, 0xF993FAC9
@@ -242,10 +242,11 @@ def counted(keys: Iterable[str]) -> str:
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("source", metavar="IN", type=Path, help="published .params or .pth file")
     parser.add_argument("target", metavar="OUT", type=Path, help="weights file to write")
     arguments = parser.parse_args(argv)
+    refuse_overwrite([arguments.target], [arguments.source])
     state, dropped = read_weights(arguments.source)
     save(arguments.target, state)
     print("\n".join([*describe(state, dropped), f"wrote {arguments.target}"]))

@@ -6,25 +6,31 @@ A source is a folder of mask PNGs or of stored maps, with or without a NAME= bef
 background map, every threshold of the sweep is tried on the same images and the best is shown.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from datasets.errors import program
-from datasets.files import atomic_write
-from datasets.voc import read_ids
+from datasets.files import atomic_write, refuse_overwrite
+from datasets.voc import CLASSES_FILE, list_path, mask_path, read_ids
 from evaluation.masks import as_markdown, evaluate
+from settings.flags import Parser
 
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("sources", nargs="+", metavar="[NAME=]FOLDER")
     parser.add_argument("--voc-root", default="voc_root", help="VOC folder with SegmentationClass (default: voc_root)")
     parser.add_argument("--split", default="train", help="list of the images (default: train)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args(argv)
     ids = read_ids(arguments.voc_root, arguments.split)
+    if arguments.json:
+        folders = [Path(source.rpartition("=")[2]) for source in arguments.sources]
+        masks = [folder / f"{image_id}{end}" for folder in folders for image_id in ids for end in (".png", ".npz")]
+        truths = [mask_path(arguments.voc_root, image_id) for image_id in ids]
+        lists = [list_path(arguments.voc_root, arguments.split), Path(arguments.voc_root) / CLASSES_FILE]
+        refuse_overwrite([arguments.json], [*masks, *truths, *lists])
     results = {}
     for source in arguments.sources:
         name, _, folder = source.rpartition("=")

@@ -7,25 +7,32 @@ labels.csv has one row a picture: its file name below photos/, then the classes 
 separated by semicolons; a first row starting with "file" or "image" is a heading, and rows of the same picture add up.
 Instead of a CSV, a folder of VOC-style XML files with the pictures' names will do. See docs/own_dataset.md.
 
-Writes JPEGImages, Annotations, ImageSets/Segmentation (train, train_aug, val) and classes.txt below --to.
+Writes JPEGImages, Annotations, ImageSets/Segmentation (train, train_aug, val) and classes.txt below --to. Larger
+pictures are shrunk to 4 megapixels. After a kill or a broken picture the same command goes on.
 """
 
-import argparse
 import csv
 import hashlib
 import io
+import math
 import re
+import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 from PIL import Image
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write, read_bytes
-from datasets.voc import CLASSES_FILE, IGNORE, LARGEST_LIST, image_path, list_path, read_names
+from datasets.files import atomic_write, read_bytes, refuse_overwrite
+from datasets.voc import CLASSES_FILE, IGNORE, LARGEST_LIST, MOST_PIXELS, image_path, list_path, read_names
+from settings.flags import Parser
 from tools.predict import ENDINGS, read
 
 HEADINGS = ("file", "filename", "image", "name", "path")
+SPLITS = ("train", "train_aug", "val")
+UNFINISHED = ".import"  # lies in a data set while it is being made, and says of which pictures
+# Neither a list of class names nor XML can hold them.
+UNFIT = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
 def labels_from_csv(path: Path) -> dict[str, list[str]]:
@@ -62,24 +69,15 @@ def labels_from_xml(folder: Path, pictures: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def import_images(photos: Path, labels: Path, root: Path, share: float) -> None:
-    """Make a data set at `root`; see the module's text.
-
-    Args:
-        share: of the pictures that go to val, in [0, 1). Which ones depends on their names alone.
+def planned(photos: Path, labels: Path) -> tuple[dict[str, str], dict[str, list[str]], int]:
+    """The picture's file name by the id it gets, class names by file name, and how many pictures have none.
 
     Raises:
-        InputError: something cannot be read or used; the lists, which are written last, are then not there.
+        InputError: see `import_images`.
     """
-    if not photos.is_dir():
-        raise InputError(f"{photos}: there is no such folder of pictures")
-    if (root / "JPEGImages").exists():
-        raise InputError(f"{root} is a data set already: give another --to, or remove it")
-    if not 0 <= share < 1:
-        raise InputError(f"--val={share}: must lie in [0, 1)")
     pictures = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*") if p.suffix.lower() in ENDINGS)
     found = labels_from_xml(labels, pictures) if labels.is_dir() else labels_from_csv(labels)
-    absent = [name for name in found if name not in set(pictures)]
+    absent = sorted(found.keys() - set(pictures))
     if absent:
         raise InputError(f"{labels} names {absent[0]}, and {len(absent) - 1} more, that are no pictures below {photos}")
     ids: dict[str, str] = {}
@@ -87,28 +85,92 @@ def import_images(photos: Path, labels: Path, root: Path, share: float) -> None:
         image_id = re.sub(r"[^0-9A-Za-z_-]", "_", str(Path(name).with_suffix(""))).lstrip("-") or "_"
         if ids.setdefault(image_id, name) != name:
             raise InputError(f"{name} and {ids[image_id]} would both become {image_id}: rename one")
-    names = sorted({label for labels_of in found.values() for label in labels_of})
+    names = {label: name for name, labels_of in found.items() for label in labels_of}
+    unfit = next((label for label in names if UNFIT.search(label)), None)
+    if unfit:
+        raise InputError(f"{labels}: the class {unfit[:40]!r} of {names[unfit]} has a control character or line break")
     if "background" in names or len(names) >= IGNORE:
         raise InputError(f"{labels} names 'background' or over {IGNORE - 1} classes; background is always there")
+    return ids, found, len(pictures) - len(ids)
+
+
+def claim(root: Path, photos: Path) -> None:
+    """Begin a data set, or go on with one that a killed import of the same pictures left."""
+    marker, source = root / UNFINISHED, str(photos.resolve())
+    if marker.exists() and read_bytes(marker, 1 << 16).decode("utf-8", "replace") != source:
+        raise InputError(f"{root} holds an unfinished import of other pictures: give another --to, or remove it")
+    if (root / "JPEGImages").exists() and not marker.exists():
+        raise InputError(f"{root} is a data set already: give another --to, or remove it")
+    with atomic_write(marker) as temporary:
+        temporary.write_text(source, encoding="utf-8")
+
+
+def import_picture(source: Path, target: Path) -> bool:
+    """Store a picture as JPEG unless it is there already; whether it was shrunk."""
+    if target.exists() and target.stat().st_mtime_ns > source.stat().st_mtime_ns:
+        return False
+    image = Image.fromarray(read(source))
+    factor = math.sqrt(MOST_PIXELS / (image.width * image.height))
+    if factor < 1:
+        image = image.resize([max(1, int(side * factor)) for side in image.size], Image.Resampling.BOX)
+    with atomic_write(target) as temporary:
+        image.save(temporary, format="JPEG", quality=95)
+    return factor < 1
+
+
+def import_images(photos: Path, labels: Path, root: Path, share: float, skip_broken: bool = False) -> None:
+    """Make a data set at `root`, or go on making it; see the module's text.
+
+    Args:
+        share: of the pictures that go to val, in [0, 1). Which ones depends on their names alone.
+        skip_broken: leave out pictures that cannot be read.
+
+    Raises:
+        InputError: something cannot be read or used; the lists, which are written last, are then not there.
+    """
+    if not photos.is_dir():
+        raise InputError(f"{photos}: there is no such folder of pictures")
+    if not 0 <= share < 1:
+        raise InputError(f"--val={share}: must lie in [0, 1)")
+    ids, found, unlabelled = planned(photos, labels)
+    annotations = {image_id: root / "Annotations" / f"{image_id}.xml" for image_id in ids}
+    written = [*annotations.values(), *(image_path(root, image_id) for image_id in ids), root / CLASSES_FILE]
+    written += [list_path(root, split) for split in SPLITS]
+    refuse_overwrite(written, [labels, *labels.rglob("*.xml"), *(photos / name for name in found)])
+    claim(root, photos)
+    broken, shrunk = [], 0
+    for image_id, name in ids.items():
+        try:
+            shrunk += import_picture(photos / name, image_path(root, image_id))
+        except InputError as error:
+            print(error, file=sys.stderr)
+            broken.append(image_id)
+            continue
+        objects = "".join(f"<object><name>{escape(label)}</name></object>" for label in dict.fromkeys(found[name]))
+        with atomic_write(annotations[image_id]) as temporary:
+            temporary.write_text(f"<annotation>{objects}</annotation>\n", encoding="utf-8")
+    if broken and (not skip_broken or len(broken) == len(ids)):
+        way_out = "mend them or take them out, or give --skip-broken; the same command then goes on"
+        raise InputError(f"{photos}: {len(broken)} of {len(ids)} pictures cannot be used, named above: {way_out}")
+    kept = sorted(ids.keys() - set(broken))
+    names = sorted({label for image_id in kept for label in found[ids[image_id]]})
+    order = sorted(kept, key=lambda image_id: hashlib.sha256(image_id.encode()).digest())
+    val = sorted(order[: round(share * len(order))])
+    train = sorted(set(kept) - set(val))
     with atomic_write(root / CLASSES_FILE) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    for image_id, name in ids.items():
-        image = Image.fromarray(read(photos / name))
-        with atomic_write(image_path(root, image_id)) as temporary:
-            image.save(temporary, format="JPEG", quality=95)
-        objects = "".join(f"<object><name>{escape(label)}</name></object>" for label in dict.fromkeys(found[name]))
-        with atomic_write(root / "Annotations" / f"{image_id}.xml") as temporary:
-            temporary.write_text(f"<annotation>{objects}</annotation>\n", encoding="utf-8")
-    order = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode()).digest())
-    val = sorted(order[: round(share * len(order))])
-    train = sorted(set(ids) - set(val))
-    for split, members in (("train", train), ("train_aug", train), ("val", val)):
+    for split, members in zip(SPLITS, (train, train, val), strict=True):
         with atomic_write(list_path(root, split)) as temporary:
             temporary.write_text("".join(f"{image_id}\n" for image_id in members), encoding="ascii")
-    left = len(pictures) - len(ids)
+    (root / UNFINISHED).unlink()
     print(f"wrote {root}: {len(train)} pictures to train on, {len(val)} in val, {len(names)} classes")
-    if left:
-        print(f"{left} pictures have no labels and were left out")
+    for count, what in (
+        (unlabelled, "have no labels and were left out"),
+        (len(broken), "cannot be used and were left out"),
+        (shrunk, f"were shrunk to {MOST_PIXELS >> 20} megapixels"),
+    ):
+        if count:
+            print(f"{count} pictures {what}")
     print(
         f"next: python -m prepare_labels.train_cls --voc-root {root} --weights imagenet.pth (see docs/own_dataset.md)"
     )
@@ -116,13 +178,14 @@ def import_images(photos: Path, labels: Path, root: Path, share: float) -> None:
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("photos", type=Path, help="folder of pictures, with or without folders in it")
     parser.add_argument("labels", type=Path, help="CSV file, or folder of XML files")
     parser.add_argument("--to", type=Path, required=True, help="folder of the new data set")
     parser.add_argument("--val", type=float, default=0.1, help="share of pictures to look at after training (0.1)")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
     arguments = parser.parse_args(argv)
-    import_images(arguments.photos, arguments.labels, arguments.to, arguments.val)
+    import_images(arguments.photos, arguments.labels, arguments.to, arguments.val, arguments.skip_broken)
 
 
 if __name__ == "__main__":

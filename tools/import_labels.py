@@ -7,9 +7,7 @@ out_cam and out_aff are pickled dictionaries. A pickle can run code, so they are
 by a reader that knows NumPy's arrays and nothing else. All files are checked before the first one is stored.
 """
 
-import argparse
 import math
-import pickle
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,11 +15,12 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.errors import InputError, program
-from datasets.files import open_regular
+from datasets.files import open_regular, refuse_overwrite
 from datasets.seed_store import load_maps, read_npy_header, save_maps, store_path
 from datasets.voc import image_size, read_present
-from engine.pickles import refuse_endless_keys
+from datasets.weights import read_pickle
 from settings.config import Config
+from settings.flags import Parser
 
 KINDS = ("cam", "aff", "aff_crf")
 FLOATS = ("f2", "f4", "f8")
@@ -35,7 +34,7 @@ class PickledDtype:
     def __init__(self, code: str, *_):
         self.code, self.order = code, "="
 
-    def __setstate__(self, state: tuple) -> None:
+    def build(self, state: tuple) -> None:
         self.order = state[1]
 
     def dtype(self, codes: tuple[str, ...]) -> np.dtype:
@@ -50,7 +49,7 @@ class PickledArray:
     def __init__(self, *_):
         self.shape, self.type, self.fortran, self.content = None, None, False, None
 
-    def __setstate__(self, state: tuple) -> None:
+    def build(self, state: tuple) -> None:
         _, self.shape, self.type, self.fortran, self.content = state
 
     def floats(self) -> np.ndarray:
@@ -68,23 +67,14 @@ def pickled_bytes(text: str, _encoding: str) -> bytes:
 
 
 STAND_INS = {
-    ("numpy", "ndarray"): PickledArray,
-    ("numpy", "dtype"): PickledDtype,
-    ("numpy.core.multiarray", "_reconstruct"): PickledArray,
-    ("numpy._core.multiarray", "_reconstruct"): PickledArray,
-    ("numpy.core.multiarray", "scalar"): pickled_integer,
-    ("numpy._core.multiarray", "scalar"): pickled_integer,
-    ("_codecs", "encode"): pickled_bytes,
+    "numpy ndarray": PickledArray,
+    "numpy dtype": PickledDtype,
+    "numpy.core.multiarray _reconstruct": PickledArray,
+    "numpy._core.multiarray _reconstruct": PickledArray,
+    "numpy.core.multiarray scalar": pickled_integer,
+    "numpy._core.multiarray scalar": pickled_integer,
+    "_codecs encode": pickled_bytes,
 }
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads dictionaries of NumPy arrays. Of the functions that a pickle can name it knows the stand-ins alone."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) not in STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
-        return STAND_INS[module, name]
 
 
 def read_maps(path: Path, kind: str, classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -140,10 +130,7 @@ def read_pickled(
     # Float64 in protocol 2 takes the most: 8 bytes, each of them one or two of text.
     if left > len(classes) * math.prod(size) * 16 + PICKLE_OVERHEAD:
         raise ValueError(f"{left} bytes are more than {len(classes)} maps of {size} take")
-    start = file.tell()
-    refuse_endless_keys(file)
-    file.seek(start)
-    outer = ArrayUnpickler(file).load()
+    outer = read_pickle(file.read(left), STAND_INS)
     if not isinstance(outer, PickledArray) or not isinstance(outer.content, list) or len(outer.content) != 1:
         raise ValueError("its pickle is not one object in an array")
     (maps,) = outer.content
@@ -187,6 +174,7 @@ def import_labels(source: Path, target: Path, kind: str, voc_root: Path) -> tupl
     files = sorted(source.glob("*.npy"))
     if not files:
         raise InputError(f"{source} holds no .npy file: name the folder out_{kind} that the authors' program filled")
+    refuse_overwrite((store_path(target, path.stem) for path in files), files)
     todo = []
     for path in tqdm(files, "checking", unit="image", disable=None):
         classes, size = wanted(path, kind, voc_root)
@@ -207,7 +195,7 @@ def wanted(path: Path, kind: str, voc_root: Path) -> tuple[np.ndarray, tuple[int
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("source", metavar="IN_DIR", type=Path, help="folder of the authors' .npy files")
     parser.add_argument("target", metavar="OUT_DIR", type=Path, help="folder of the store")
     parser.add_argument("--kind", required=True, choices=KINDS, help="which of the authors' folders IN_DIR is")

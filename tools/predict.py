@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
+from datasets.files import atomic_write, refuse_overwrite
 from datasets.pictures import mask_colours
 from datasets.transforms import MEAN, STD, normalise
 from datasets.voc import decode, rgb, write_mask
@@ -36,10 +36,12 @@ from models.crf import dense_crf
 from models.inference import multiscale_probabilities, resize
 from models.ssdd.segmentation import SegmentationNetwork
 from settings.config import check
+from settings.flags import Parser
 
 # Not all that Pillow knows: one of the others runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+RESULTS = (".png", "_overlay.jpg", ".npz")
 LARGEST_SIDE = 1600  # pixels; larger pictures are segmented at this size, the mask then enlarged
 OVERLAY = 0.55  # weight of a class's colour over the picture
 
@@ -205,7 +207,8 @@ def read(path: Path) -> np.ndarray:
 def overlay(image: np.ndarray, mask: np.ndarray, classes: tuple[str, ...]) -> Image.Image:
     """The mask's objects coloured in the picture, with white outlines, and a legend of the classes below it."""
     objects = mask > 0
-    mixed = np.where(objects[..., None], (1 - OVERLAY) * image + OVERLAY * mask_colours(mask), image).astype(np.uint8)
+    mixed = image.copy()
+    mixed[objects] = ((1 - OVERLAY) * image[objects] + OVERLAY * mask_colours(mask[objects])).astype(np.uint8)
     edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     mixed[edge] = 255
     there = [c for c in np.unique(mask).tolist() if 0 < c < len(classes)]
@@ -244,7 +247,7 @@ def write_results(predictor: Predictor, image: np.ndarray, target: Path, soft: b
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("images", nargs="+", type=Path, help="pictures, and folders of pictures")
     parser.add_argument("--weights", type=Path, required=True, help="seg_*.pth that mode 2 wrote")
     parser.add_argument("--out", type=Path, help="folder that receives the results")
@@ -257,6 +260,8 @@ def main(argv: list[str] | None = None) -> None:
     if not (arguments.out or arguments.export):
         raise InputError("give --out, a folder for the masks, or --export")
     found = find(arguments.images)
+    targets = [arguments.out / f"{name}{end}" for name in found for end in RESULTS] if arguments.out else []
+    refuse_overwrite(targets + ([arguments.export] if arguments.export else []), [*found.values(), arguments.weights])
     predictor = Predictor(arguments.weights, arguments.device, arguments.scales, arguments.crf)
     unreadable: list[InputError] = []
     if arguments.out:
