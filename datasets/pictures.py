@@ -1,13 +1,22 @@
-"""Pictures that people look at: photographs, masks in VOC's colours, difference maps as a colour scale."""
+"""Pictures that people have or look at: photographs, masks in VOC's colours, difference maps as a colour scale."""
 
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from datasets.files import atomic_write
-from datasets.voc import PALETTE
+from datasets.voc import PALETTE, decode, rgb
+
+# Not all that Pillow knows: one of the others runs Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """A picture as people see it, turned as its EXIF entry says; H×W×3 uint8 RGB."""
+    return decode(path, lambda image: rgb(ImageOps.exif_transpose(image)), FORMATS)
 
 
 def write_photo(path: str | Path, image: np.ndarray) -> None:

@@ -32,10 +32,7 @@ LARGEST_LIST = 1 << 24
 # Of the many that Pillow knows; one of the others runs Ghostscript.
 _FORMATS = ("JPEG", "PNG")
 _LARGEST_PICTURE = 1 << 28
-# Of a data set's photographs: label making keeps maps of all classes at a photograph's size. VOC's have 250,000.
-MOST_PIXELS = 1 << 22
-# Of masks and of what is shrunk at once.
-_MOST_PIXELS_EVER = 1 << 25
+_MOST_PIXELS = 1 << 25
 # A progressive JPEG of few bytes can ask for any number of passes over all its pixels.
 _MOST_SCANS = 64
 
@@ -124,23 +121,18 @@ def mask_path(root: str | Path, image_id: str) -> Path:
     return Path(root) / "SegmentationClass" / f"{image_id}.png"
 
 
-def read_image(root: str | Path, image_id: str, most: int = MOST_PIXELS) -> np.ndarray:
+def read_image(root: str | Path, image_id: str) -> np.ndarray:
     """The photograph of an id as H×W×3 uint8 RGB; grey, palette, alpha and CMYK files are converted.
 
     The pixels are taken as stored: an EXIF rotation is not applied, as VOC's masks know none.
 
-    Args:
-        most: pixels that it may have.
-
     Raises:
-        InputError: the file is missing, truncated, no picture, or larger.
+        InputError: the file is missing, truncated, no picture, or too large.
     """
-    return open_image(image_path(root, image_id), most)
+    return open_image(image_path(root, image_id))
 
 
-def read_reduced(
-    root: str | Path, image_id: str, side: int, most: int = MOST_PIXELS
-) -> tuple[np.ndarray, tuple[int, int]]:
+def read_reduced(root: str | Path, image_id: str, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """`read_image` no larger than needed, and the (height, width) that the file has.
 
     A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is several times quicker, but with no side of less than
@@ -155,12 +147,12 @@ def read_reduced(
         image.draft(None, (side, side))
         return rgb(image), size
 
-    return decode(image_path(root, image_id), reduced, most=most)
+    return decode(image_path(root, image_id), reduced)
 
 
-def open_image(path: Path, most: int = MOST_PIXELS) -> np.ndarray:
+def open_image(path: Path) -> np.ndarray:
     """`read_image` for any file."""
-    return decode(path, rgb, most=most)
+    return decode(path, rgb)
 
 
 def rgb(image: Image.Image) -> np.ndarray:
@@ -170,22 +162,34 @@ def rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def image_size(root: str | Path, image_id: str, most: int = MOST_PIXELS) -> tuple[int, int]:
+def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
     """(height, width) of an id's photograph, from the file's header."""
-    return decode(image_path(root, image_id), lambda image: (image.height, image.width), most=most)
+    return decode(image_path(root, image_id), lambda image: (image.height, image.width), scans=False)
+
+
+def check_pixels(root: str | Path, ids: list[str], most: int) -> None:
+    """Refuse photographs that would fill the memory, before a long run: label making keeps maps of their size.
+
+    Raises:
+        InputError: one has more than `most` pixels, is missing, or no picture.
+    """
+    for image_id in ids:
+        height, width = image_size(root, image_id)
+        if height * width > most:
+            raise InputError(
+                f"{image_path(root, image_id)} has {width}×{height} pixels, at most {most} are taken: shrink it "
+                "(`python -m tools.import_images` does), or give a higher --most-pixels"
+            )
 
 
 def decode(
-    path: Path,
-    what: Callable[[Image.Image], Any],
-    formats: tuple[str, ...] = _FORMATS,
-    most: int = _MOST_PIXELS_EVER,
+    path: Path, what: Callable[[Image.Image], Any], formats: tuple[str, ...] = _FORMATS, scans: bool = True
 ) -> Any:
     """`what` of the picture that lies at `path`, whatever its name ends with; of animations the first frame.
 
     Args:
         formats: Pillow's names of those that are read.
-        most: pixels that it may have.
+        scans: whether those of a progressive JPEG are counted, which takes reading all of it.
 
     Raises:
         InputError: it is missing, damaged, of another format, or too large.
@@ -193,12 +197,9 @@ def decode(
     try:
         with open_regular(path, _LARGEST_PICTURE) as file, warnings.catch_warnings(action="ignore"):
             image = Image.open(file, formats=formats)
-            if image.width * image.height > most:
-                way_out = "" if most == _MOST_PIXELS_EVER else ", or give a higher --most-pixels"
-                raise InputError(
-                    f"{path} has {image.width}×{image.height} pixels, at most {most} are read: shrink it{way_out}"
-                )
-            if image.format in ("JPEG", "MPO") and _scans(file) > _MOST_SCANS:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels are too many, at most {_MOST_PIXELS}: shrink it")
+            if scans and image.format in ("JPEG", "MPO") and _scans(file) > _MOST_SCANS:
                 raise ValueError(f"over {_MOST_SCANS} progressive scans")
             return what(image)
     except InputError:

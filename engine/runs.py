@@ -14,7 +14,7 @@ from typing import TextIO
 
 from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular, read_bytes, remove_partial
-from datasets.voc import CLASSES_FILE, list_path
+from datasets.voc import CLASSES_FILE, check_pixels, list_path, read_ids
 from engine import distributed, stages
 from settings.config import Config, from_stored, settings_of
 
@@ -181,6 +181,18 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error})") from None
+
+
+def image_ids(config: Config, split: str) -> list[str]:
+    """The images of a list, none of which is too large to work with.
+
+    Raises:
+        InputError: there is no such list, or one of its photographs is missing, no picture, or too large.
+    """
+    ids = read_ids(config.voc_root, split)
+    if distributed.rank() == 0:
+        check_pixels(config.voc_root, ids, config.most_pixels)
+    return ids
 
 
 def training_data(config: Config) -> list[Path]:

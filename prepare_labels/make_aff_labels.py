@@ -14,7 +14,7 @@ import torch
 from datasets.errors import program
 from datasets.seed_store import read_seed, save_maps, store_path
 from datasets.transforms import as_tensor, normalise
-from datasets.voc import image_path, open_image, read_ids, read_image
+from datasets.voc import image_path, open_image, read_image
 from engine import checkpoint, distributed, runs, stages
 from engine.passes import image_pass
 from engine.workers import crf_kernel
@@ -38,7 +38,7 @@ STAGE = "make_aff_labels"
 def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
-    ids = read_ids(config.voc_root, config.train_split)
+    ids = runs.image_ids(config, config.train_split)
     weights = runs.start_weights(config, "train_aff")
     cams = stages.folder(config, "make_cam_labels")
     maps = [store_path(cams, image_id) for image_id in ids]

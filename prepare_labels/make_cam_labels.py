@@ -14,7 +14,7 @@ import torch
 from datasets.errors import program
 from datasets.seed_store import save_maps, store_path
 from datasets.transforms import normalise
-from datasets.voc import class_names, image_path, open_image, read_ids, read_image, read_present
+from datasets.voc import class_names, image_path, open_image, read_image, read_present
 from engine import checkpoint, distributed, runs, stages
 from engine.passes import image_pass
 from engine.workers import crf_kernel
@@ -30,7 +30,7 @@ STAGE = "make_cam_labels"
 
 def run(config: Config) -> None:
     device = distributed.start(config.device)
-    ids = read_ids(config.voc_root, config.train_split)
+    ids = runs.image_ids(config, config.train_split)
     weights = runs.start_weights(config, "train_cls")
     folders = [stages.folder(config, STAGE, which) for which in range(3)]
     foreground = len(class_names(config.voc_root)) - 1

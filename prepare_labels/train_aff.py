@@ -10,7 +10,6 @@ import torch
 from datasets.errors import program
 from datasets.samples.affinity_labels import AffinityLabelSamples
 from datasets.seed_store import store_path
-from datasets.voc import read_ids
 from engine import checkpoint, distributed, runs, stages
 from engine.history import History
 from engine.training import Losses, Training, poly_rate, sgd, train
@@ -29,7 +28,7 @@ def run(config: Config) -> None:
     config = config.stage(config.aff_epochs)
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
-    ids = read_ids(config.voc_root, config.train_split)
+    ids = runs.image_ids(config, config.train_split)
     weights = runs.start_weights(config, "train_cls")
     low, high = (stages.folder(config, "make_cam_labels", which) for which in (1, 2))
     for folder in (low, high):

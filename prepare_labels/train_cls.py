@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from datasets.errors import program
 from datasets.samples.image_labels import ImageLabelSamples
-from datasets.voc import class_names, read_ids
+from datasets.voc import class_names
 from engine import checkpoint, distributed, runs, stages
 from engine.history import History
 from engine.training import Losses, Training, poly_rate, sgd, train
@@ -32,7 +32,7 @@ def run(config: Config) -> None:
     config = config.stage(config.cls_epochs)
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
-    ids = read_ids(config.voc_root, config.train_split)
+    ids = runs.image_ids(config, config.train_split)
     path = stages.label_network(config, STAGE)
     torch.manual_seed(config.seed)
     classes = len(class_names(config.voc_root)) - 1

@@ -19,6 +19,7 @@ from settings.field import (
 )
 
 CELL = 8  # pixels a side of a cell of the networks' feature maps; crops and stored grids are made of whole cells
+MOST_PIXELS = 1 << 22  # of a photograph; VOC's have 250,000
 PRESETS = ("voc", "demo")
 RECIPES = ("paper", "released")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -34,6 +35,7 @@ class Run:
     voc_root: str = setting("voc_root", MACHINE, TEXT, NONE, "folder of JPEGImages, Annotations, SegmentationClass …")
     out: str = setting(".", MACHINE, TEXT, NONE, "folder for logs/, precompute/, validation/, prepare_labels/results/")
     modelid: str = setting("ssdd", RUN, 100, NONE, "name of the run in those folders")
+    most_pixels: int = setting(MOST_PIXELS, MACHINE, (1, 1 << 25), NONE, "of a photograph; larger ones are refused")
     train_split: str = setting("train_aug", RUN, 100, NONE, "list of the training images")
     weights: str = setting("", START, TEXT, NONE, "to start from (--mode=3: to evaluate); empty: the stage before")
     fresh: bool = setting(False, START, SWITCH, NONE, "start the stage over; what is there is moved aside")

@@ -15,12 +15,8 @@ class Parser(argparse.ArgumentParser):
     """Reports a bad flag in one line, as every other bad input; the usage of all flags would hide it."""
 
     def __init__(self, description: str):
-        super().__init__(
-            usage="%(prog)s [flags]",
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {' '.join(message.split())}; see --help".encode(errors="replace").decode(), file=sys.stderr)
@@ -33,6 +29,7 @@ def add_flags(parser: argparse.ArgumentParser, *systems: str) -> None:
     Args:
         systems: of GROUPS, whose settings `--help` shows beside the common ones.
     """
+    parser.usage = "%(prog)s [flags]"
     for system, groups in GROUPS.items():
         seen = system in ("common", *systems)
         for group in groups:

@@ -38,6 +38,7 @@ import torch
 import main_ssdd
 from datasets.demo import make_demo
 from datasets.errors import InputError
+from datasets.pictures import read_photo
 from datasets.seed_store import load_differences, load_maps, save_differences, save_maps
 from datasets.voc import class_names, image_size, read_ids, read_image, read_mask, read_present
 from engine import checkpoint, history, runs, stages
@@ -47,7 +48,7 @@ from models.psa.classifier import Classifier
 from modes.ssdd.networks import build
 from settings.config import voc
 from tests.conftest import as_flags, tiny
-from tools import import_images, import_labels, predict
+from tools import import_images, import_labels
 from tools.convert_weights import MXNET_FILE, read_weights
 from tools.voc import read_sbd_ids
 
@@ -262,7 +263,7 @@ def readers(work: Path) -> dict[str, Reader]:
         "class names": Reader(good("classes.txt"), "classes.txt", lambda path: class_names(path.parent)),
         "labels in CSV": Reader(good("labels.csv"), "x.csv", import_images.labels_from_csv),
         "history": Reader(good(history.FILE), history.FILE, lambda path: history.read(path.parent)),
-        "picture": Reader(photos("JPEGImages", train, ".jpg"), "x.jpg", predict.read),
+        "picture": Reader(photos("JPEGImages", train, ".jpg"), "x.jpg", read_photo),
         "training state": Reader(good("state.pth"), "x.pth", state),
         "Config": Reader(
             good("run/config.json"),

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from datasets.errors import InputError
+from datasets.pictures import read_photo
 from datasets.voc import CLASSES, PALETTE, read_ids, read_image, read_mask
 from engine import checkpoint
 from engine.workers import crf_kernel
@@ -97,7 +98,7 @@ def test_exported_program_is_checked(weights, tiny_voc, tmp_path, capsys, monkey
     arguments = [str(picture), "--weights", str(weights), "--device=cpu", "--export", str(tmp_path / "net.pt2")]
     predict.main(arguments)
     assert "the same masks" in capsys.readouterr().out
-    predictor, image = Predictor(weights, "cpu", crf=False), predict.read(picture)
+    predictor, image = Predictor(weights, "cpu", crf=False), read_photo(picture)
     maps = torch.export.load(tmp_path / "net.pt2").module()(predictor.square(image))
     maps = predict.resize(maps, image.shape[:2])[0].numpy()
     assert np.allclose(maps, predictor.maps(image), atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from models.ssdd.difference import UNKNOWN
-from models.ssdd.difference import difference as ssdd
+from models.ssdd import difference as ssdd
 from tests.test_ssdd import random_batch, tiny_batch, tiny_step
 
 U = UNKNOWN

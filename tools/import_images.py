@@ -24,9 +24,10 @@ from PIL import Image
 
 from datasets.errors import InputError, program
 from datasets.files import atomic_write, read_bytes, refuse_overwrite
-from datasets.voc import CLASSES_FILE, IGNORE, LARGEST_LIST, MOST_PIXELS, image_path, list_path, read_names
+from datasets.pictures import ENDINGS, read_photo
+from datasets.voc import CLASSES_FILE, IGNORE, LARGEST_LIST, image_path, list_path, read_names
+from settings.common import MOST_PIXELS
 from settings.flags import Parser
-from tools.predict import ENDINGS, read
 
 HEADINGS = ("file", "filename", "image", "name", "path")
 SPLITS = ("train", "train_aug", "val")
@@ -109,7 +110,7 @@ def import_picture(source: Path, target: Path) -> bool:
     """Store a picture as JPEG unless it is there already; whether it was shrunk."""
     if target.exists() and target.stat().st_mtime_ns > source.stat().st_mtime_ns:
         return False
-    image = Image.fromarray(read(source))
+    image = Image.fromarray(read_photo(source))
     factor = math.sqrt(MOST_PIXELS / (image.width * image.height))
     if factor < 1:
         image = image.resize([max(1, int(side * factor)) for side in image.size], Image.Resampling.BOX)

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from matplotlib.figure import Figure
 
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
@@ -21,7 +21,6 @@ from engine import runs, stages
 from engine.seeds import OLD_NAMES
 from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
-from tools.chart import bars
 
 # Row → the seed source that it is about; dynamic SSDD has none, its network makes its own masks.
 ROWS = {"PSA": "psa", "PSA+CRF": "psa_crf", "static SSDD": "ssdd", "dynamic SSDD": "", "ground truth": stages.TRUTH}
@@ -125,7 +124,7 @@ def gain(before: dict | None, after: dict | None, name: str | None) -> str:
     return f"{100 * np.mean([b - a for a, b in pairs]):+.1f}"
 
 
-def charts(found: dict, title: str) -> dict[str, Image.Image]:
+def charts(found: dict, title: str) -> dict[str, Figure]:
     """seeds.png: mIoU of raw seeds and networks; classes.png: IoU of each class of the networks."""
 
     def spread(values: list[float | None]) -> tuple[float, float] | None:
@@ -147,6 +146,26 @@ def charts(found: dict, title: str) -> dict[str, Image.Image]:
         }
         pictures["classes.png"] = bars(f"IoU, networks + CRF, {title}", shown, classes)
     return pictures
+
+
+def bars(title: str, groups: list[str], series: dict[str, list[tuple[float, float] | None]]) -> Figure:
+    """One group of bars a label, one colour a series.
+
+    Args:
+        series: {name: (value, spread) or None for each group}, values in 0…1; the spread is drawn as ±.
+    """
+    figure = Figure(figsize=(max(6, 0.3 * len(groups) * len(series)), 4), layout="constrained")
+    axes, width = figure.subplots(), 0.8 / len(series)
+    for n, (name, values) in enumerate(series.items()):
+        there = [(place, *value) for place, value in enumerate(values) if value is not None]
+        places, heights, spreads = zip(*there, strict=True) if there else ((), (), ())
+        middles = [place + (n - (len(series) - 1) / 2) * width for place in places]
+        errors = [100 * spread for spread in spreads]
+        axes.bar(middles, [100 * h for h in heights], width, yerr=errors if any(errors) else None, label=name)
+    axes.set(title=title, ylim=(0, 100), ylabel="%")
+    axes.set_xticks(range(len(groups)), groups, rotation=45 if len(groups) > 6 else 0)
+    axes.legend()
+    return figure
 
 
 @program
@@ -182,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     title = f"{about['preset']} preset, {arguments.split}, {len(arguments.outs)} runs"
     for name, picture in charts(found, title).items():
         with atomic_write(arguments.into / name) as temporary:
-            picture.save(temporary, format="PNG")
+            picture.savefig(temporary, format="png")
     print(text)
     print(f"wrote tables.md, tables.json and charts into {arguments.into}")
 

@@ -21,14 +21,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from datasets.errors import InputError, program
 from datasets.files import atomic_write, refuse_overwrite
-from datasets.pictures import mask_colours
+from datasets.pictures import ENDINGS, mask_colours, read_photo
 from datasets.transforms import MEAN, STD, normalise
-from datasets.voc import decode, rgb, write_mask
+from datasets.voc import write_mask
 from engine import checkpoint, distributed
 from engine.progress import progress
 from engine.workers import crf_kernel
@@ -38,9 +38,6 @@ from models.ssdd.segmentation import SegmentationNetwork
 from settings.config import check
 from settings.flags import Parser
 
-# Not all that Pillow knows: one of the others runs Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 RESULTS = (".png", "_overlay.jpg", ".npz")
 LARGEST_SIDE = 1600  # pixels; larger pictures are segmented at this size, the mask then enlarged
 OVERLAY = 0.55  # weight of a class's colour over the picture
@@ -199,11 +196,6 @@ def find(inputs: list[Path]) -> dict[Path, Path]:
     return found
 
 
-def read(path: Path) -> np.ndarray:
-    """A picture as people see it, turned as its EXIF entry says; H×W×3 uint8 RGB."""
-    return decode(path, lambda image: rgb(ImageOps.exif_transpose(image)), FORMATS)
-
-
 def overlay(image: np.ndarray, mask: np.ndarray, classes: tuple[str, ...]) -> Image.Image:
     """The mask's objects coloured in the picture, with white outlines, and a legend of the classes below it."""
     objects = mask > 0
@@ -269,14 +261,14 @@ def main(argv: list[str] | None = None) -> None:
             for name, path in found.items():
                 bar.update()
                 try:
-                    image = read(path)
+                    image = read_photo(path)
                 except InputError as error:
                     unreadable.append(error)
                     continue
                 write_results(predictor, image, arguments.out / name, arguments.soft)
         print(f"wrote masks and overlays of {len(found) - len(unreadable)} pictures to {arguments.out}")
     if arguments.export:
-        export(predictor, arguments.export, [read(path) for path in list(found.values())[:3]])
+        export(predictor, arguments.export, [read_photo(path) for path in list(found.values())[:3]])
     if unreadable:
         raise InputError(f"{len(unreadable)} of {len(found)} pictures were left out: {unreadable[0]}")
 

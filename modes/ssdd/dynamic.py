@@ -7,7 +7,6 @@ import torch
 
 from datasets.samples.seeds import StoredDifferences
 from datasets.seed_store import store_path
-from datasets.voc import read_ids
 from engine import distributed, runs, stages
 from engine.training import Losses
 from engine.workers import Workers, at_most_cores, crf_kernel
@@ -37,7 +36,7 @@ def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
-    ids = read_ids(config.voc_root, config.train_split)
+    ids = runs.image_ids(config, config.train_split)
     differences = StoredDifferences(stages.folder(config, "mode 1"), config.move_maps, config.swap_maps)
     maps = [store_path(differences.folder, image_id) for image_id in ids]
     runs.need_all(maps, stages.command(config, "mode 1"))

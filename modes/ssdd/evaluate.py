@@ -18,7 +18,6 @@ from datasets.voc import (
     list_path,
     mask_path,
     open_image,
-    read_ids,
     read_image,
     write_mask,
     write_submission,
@@ -54,7 +53,7 @@ class SquareImages(Dataset):
 def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
-    ids = read_ids(config.voc_root, config.split)
+    ids = runs.image_ids(config, config.split)
     folder = stages.folder(config, STAGE)
     if config.weights:
         weights = runs.start_weights(config, "train_cls")

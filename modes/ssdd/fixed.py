@@ -10,7 +10,7 @@ import torch
 
 from datasets.errors import InputError
 from datasets.samples.seeds import SeedSamples
-from datasets.voc import class_names, read_ids
+from datasets.voc import class_names
 from engine import checkpoint, distributed, runs, seeds, stages
 from engine.history import History
 from engine.training import Losses, Training, cosine_rate, train
@@ -24,7 +24,7 @@ STAGE = "mode 4"
 
 def run(config: Config) -> None:
     config = config.stage(config.static_epochs)
-    samples = fixed_seeds(config, read_ids(config.voc_root, config.train_split))
+    samples = fixed_seeds(config, runs.image_ids(config, config.train_split))
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)

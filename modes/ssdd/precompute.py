@@ -9,7 +9,7 @@ import torch
 from datasets.errors import InputError
 from datasets.pictures import difference_colours, write_picture
 from datasets.seed_store import read_seed, save_differences, store_path
-from datasets.voc import class_names, image_size, read_ids, read_present, write_mask
+from datasets.voc import class_names, image_size, read_present, write_mask
 from engine import checkpoint, distributed, runs, stages
 from engine.loading import Batches, epoch_seed
 from engine.passes import image_pass
@@ -25,7 +25,7 @@ STAGE = "mode 1"
 def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
-    ids = read_ids(config.voc_root, config.train_split)
+    ids = runs.image_ids(config, config.train_split)
     folder = stages.folder(config, STAGE)
     weights, dd_weights = static_weights(config)
     samples = pair_samples(config, ids, None, jitter_and_flip=config.precompute_augmented)

@@ -2,7 +2,6 @@
 
 import torch
 
-from datasets.voc import read_ids
 from engine import distributed, runs, seeds, stages
 from engine.training import Losses
 from models.ssdd.steps import StaticStep, StepResult
@@ -27,7 +26,7 @@ def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
-    samples = pair_samples(config, read_ids(config.voc_root, config.train_split), config.static_side)
+    samples = pair_samples(config, runs.image_ids(config, config.train_split), config.static_side)
 
     torch.manual_seed(config.seed)
     segmentation, ddnet = build(config, dynamic=False)
