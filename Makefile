@@ -13,7 +13,6 @@ FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED) --d
   --bn $(shell expr 4 / $(PROCESSES)) --cls_batch $(shell expr 8 / $(PROCESSES)) --aff_batch $(shell expr 8 / $(PROCESSES))
 PARALLEL := OMP_NUM_THREADS=$(shell expr '(' $$(nproc) + $(PROCESSES) - 1 ')' / $(PROCESSES)) \
   $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES)
-RESULTS := $(OUT)/prepare_labels/results
 
 .PHONY: demo test study campaign lint
 
@@ -41,9 +40,8 @@ demo: .venv/installed
 	$(PARALLEL) -m prepare_labels.make_aff_labels $(FLAGS)
 	$(PARALLEL) main_ssdd.py --mode=all $(FLAGS)
 	@echo; echo "Seeds, made from image-level labels only, on the training images:"
-	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train CAM=$(RESULTS)/out_cam \
-	  PSA=$(RESULTS)/out_aff PSA+CRF=$(RESULTS)/out_aff_crf "static SSDD=$(OUT)/precompute/ssdd" \
-	  --json $(OUT)/seeds.json
+	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train --out $(OUT) \
+	  CAM=cam PSA=psa PSA+CRF=psa_crf "static SSDD=ssdd" --json $(OUT)/seeds.json
 	@echo; echo "The segmentation network that dynamic SSDD trained, on images it has not seen:"
 	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split val \
 	  "dynamic SSDD=$(OUT)/validation/ssdd/mask" "dynamic SSDD + CRF=$(OUT)/validation/ssdd/crf" \

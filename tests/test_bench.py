@@ -60,18 +60,18 @@ def test_readme_gets_the_tables_of_the_stored_results(tmp_path):
     rows = [bench.row("thing", [0.5], 1, "images/s")]
     (tmp_path / "cpu.json").write_text(json.dumps(result(rows)))
     readme.write_text(f"before\n{bench.BEGIN}\nold\n{bench.END}\nafter\n")
-    bench.update_readme(readme, tmp_path)
+    bench.update_readme(readme)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert cells(text, "thing")[2] == "2 images/s" and "On a GPU: not measured." in text
-    bench.update_readme(readme, tmp_path)
+    bench.update_readme(readme)
     assert readme.read_text() == text
     (tmp_path / "gpu.json").write_text(json.dumps(result(rows, device="cuda")))
-    bench.update_readme(readme, tmp_path)
+    bench.update_readme(readme)
     assert "not measured" not in readme.read_text()
     readme.write_text("no marks")
     with pytest.raises(InputError, match=re.escape(bench.BEGIN)):
-        bench.update_readme(readme, tmp_path)
+        bench.update_readme(readme)
 
 
 def test_every_row_is_measured_printed_and_kept(tiny_config, tmp_path, capsys):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from models.resnet38 import ResNet38, train_with_frozen_batchnorm
-from models.ssdd.ddnet import DDNet
 from models.ssdd import difference as ssdd
+from models.ssdd.ddnet import DDNet
 from models.ssdd.segmentation import SegmentationNetwork, masked_prediction, masked_probabilities
 from models.ssdd.steps import DynamicStep, Integration, StaticStep
 

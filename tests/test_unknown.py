@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.ssdd.difference import UNKNOWN
 from models.ssdd import difference as ssdd
+from models.ssdd.difference import UNKNOWN
 from tests.test_ssdd import random_batch, tiny_batch, tiny_step
 
 U = UNKNOWN

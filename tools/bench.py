@@ -3,7 +3,7 @@
     python -m tools.bench                                  # all rows, at the published sizes (an hour on two cores)
     python -m tools.bench --preset demo --only step0 crf    # a quick look
     python -m tools.bench --write docs/benchmarks/cpu.json  # keep every single time
-    python -m tools.bench --readme                         # put the tables of docs/benchmarks/ into README.md
+    python -m tools.bench --readme                         # put its tables into docs/benchmarks/README.md
 
 Row and baseline take turns in one process, so that whatever else the machine does hits both. The weights are random,
 which changes no time. Images are those of --split in --voc-root if they are there with their masks, else drawn.
@@ -443,12 +443,12 @@ def figure(x: float) -> str:
     return f"{x:.3g}" if x < 1000 else f"{x:,.0f}"
 
 
-def update_readme(readme: Path, folder: Path) -> None:
-    """Replace what stands between the two marks in the README by the tables of the stored results."""
+def update_readme(readme: Path) -> None:
+    """Replace what stands between the two marks in the README by the tables of the results stored beside it."""
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise InputError(f"{readme} lacks the lines {BEGIN} and {END}, between which the tables go")
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(readme.parent.glob("*.json"))]
     tables = [table(result) for result in results]
     if not any(result["device"] == "cuda" for result in results):
         tables.append("On a GPU: not measured.")
@@ -471,11 +471,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="rows to measure")
     parser.add_argument("--repeats", type=int, default=5, help="turns a row (default: 5)")
     parser.add_argument("--write", type=Path, metavar="FILE.json", help="keep the raw times here")
-    parser.add_argument("--readme", action="store_true", help="measure nothing, make README.md's tables")
+    parser.add_argument("--readme", action="store_true", help="measure nothing, make its tables")
     add_flags(parser, "ssdd")
     config, arguments = parsed(parser, argv)
     if arguments.readme:
-        update_readme(Path("README.md"), Path("docs/benchmarks"))
+        update_readme(Path("docs/benchmarks/README.md"))
         return
     if arguments.repeats < 1:
         raise InputError(f"--repeats={arguments.repeats}: must be 1 or more")
