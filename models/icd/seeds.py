@@ -1,0 +1,99 @@
+"""ICD's seeds: from the top-down logits t and the CAM of an image's classes to a mask with 255 for undefined pixels."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.crf import CrfKernel, dense_crf
+from models.segmentation import resize
+from models.vgg16 import MEAN
+
+EPS = 1e-5
+UNDEFINED = 255
+SIDE = 513
+SALIENT = 0.01  # both of a pixel's saliency and of the share of salient pixels
+LABEL_PROBABILITY = 0.5
+LEAST_PROBABILITY = 0.1
+
+
+def padded(image: Tensor, side: int = SIDE) -> Tensor:
+    """Pad an image to the square in which seeds are inferred, below and on the right, with the colour that becomes 0.
+
+    Args:
+        image: 3×H×W uint8.
+        side: of the square. An image that is larger gets the next side of 8·k + 1 that holds it; the released program
+            crops it instead, and cuts its seeds from another place.
+
+    Returns:
+        3×S×S uint8.
+    """
+    height, width = image.shape[-2:]
+    larger = max(height, width)
+    side = side if larger <= side else 8 * -(-(larger - 1) // 8) + 1
+    return F.pad(image, (0, side - width, 0, side - height), value=MEAN)
+
+
+def upsampled(maps: Tensor, side: int, size: tuple[int, int]) -> Tensor:
+    """K×h×w maps of a padded square → K×H×W of the image, the top left part of the square."""
+    return resize(maps[None], (side, side))[0, :, : size[0], : size[1]]
+
+
+def icd_seed(t: Tensor, cam: Tensor, classes: Tensor, saliency: Tensor | None = None) -> Tensor:
+    """The seed before a CRF.
+
+    Args:
+        t: K×H×W, top-down logits of the classes that the image has, `upsampled`.
+        cam: K×H×W, their CAM logits, `upsampled`.
+        classes: K class indices of the mask (1 = first foreground class), ascending, int64.
+        saliency: H×W from 0 to 1; background then comes from it.
+
+    Returns:
+        H×W int64: 0 background, class indices, 255 undefined.
+
+    Reference:
+        Fan et al., CVPR 2020, section 3.5; rules and limits as in the released program.
+    """
+    foreground = _share_of_extreme(t)
+    claimed = (foreground > EPS).any(dim=0)
+    evidence = cam.clamp(min=0)
+    evidence = (evidence - evidence.amin()) / (evidence.amax() - evidence.amin()).clamp(min=EPS)
+    contest = evidence * foreground
+    # Without a second class nobody contests the claim.
+    undecided = (contest.amax(dim=0) - contest.amin(dim=0) <= EPS) & (len(classes) > 1)
+    winner = contest.masked_fill(foreground <= EPS, -1).argmax(dim=0)
+
+    background = (_share_of_extreme(-t) > EPS).all(dim=0)
+    if saliency is not None:
+        dark = saliency < SALIENT
+        few = (~dark).float().mean() < SALIENT
+        background = dark & (background | ~few)
+    seed = torch.where(claimed, classes[winner], 0)
+    return seed.masked_fill((claimed == background) | (claimed & undecided), UNDEFINED)
+
+
+def _share_of_extreme(maps: Tensor) -> Tensor:
+    """Positive parts of K×H×W maps, divided by each map's maximum."""
+    positive = maps.clamp(min=0)
+    return positive / positive.amax(dim=(1, 2), keepdim=True).clamp(min=EPS)
+
+
+def seed_after_crf(
+    image: np.ndarray, seed: np.ndarray, labels: int = 21, iterations: int = 10, kernel: CrfKernel = CrfKernel()
+) -> np.ndarray:
+    """The seed after a dense CRF over all classes, those that the image does not have included.
+
+    Args:
+        image: H×W×3 uint8 RGB.
+        seed: H×W of class indices, 255 undefined.
+        labels: number of classes, background included.
+
+    Returns:
+        H×W uint8; 255 where no class reaches a probability of 0.1.
+    """
+    indices = np.arange(labels)[:, None, None]
+    # Half a label's worth for what the seed says, the other half spread over all; undefined pixels say nothing.
+    probabilities = np.where(seed == indices, LABEL_PROBABILITY, LABEL_PROBABILITY / labels).astype(np.float32)
+    probabilities /= probabilities.sum(axis=0)
+    marginals = dense_crf(image, probabilities, iterations, kernel)
+    return np.where(marginals.max(axis=0) < LEAST_PROBABILITY, UNDEFINED, marginals.argmax(axis=0)).astype(np.uint8)
