@@ -2,9 +2,7 @@
 
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -19,9 +17,9 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         processes = torch.distributed.get_world_size()
         values = x.float()
         # In two passes: the mean of squares less the square of the mean would lose digits in float32.
-        mean = all_reduce(values.mean(dim=(0, 2, 3))) / processes
+        mean = _SumOfProcesses.apply(values.mean(dim=(0, 2, 3))) / processes
         centred = values - mean[:, None, None]
-        variance = all_reduce(centred.square().mean(dim=(0, 2, 3))) / processes
+        variance = _SumOfProcesses.apply(centred.square().mean(dim=(0, 2, 3))) / processes
         with torch.no_grad():
             count = processes * x.numel() / x.shape[1]
             self.num_batches_tracked += 1
@@ -29,6 +27,22 @@ class GlobalBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         scale = self.weight / torch.sqrt(variance + self.eps)
         return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x.dtype)
+
+
+class _SumOfProcesses(torch.autograd.Function):
+    """The sum over all processes; a gradient at it comes from the losses of all of them."""
+
+    @staticmethod
+    def forward(context, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        return total
 
 
 def fix_scale(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:

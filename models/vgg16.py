@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from models.resnet38 import scaled
 # (group, channels, convolutions, stride of the pool after the group, dilation)
 GROUPS = ((1, 64, 2, 2, 1), (2, 128, 2, 2, 1), (3, 256, 3, 2, 1), (4, 512, 3, 1, 1), (5, 512, 3, 1, 2))
 MEAN = 127
+SIDE = 513
 # What MXNet calls a layer's tensors; the right side is PyTorch's.
 _FIELDS = {
     "weight": "weight",
@@ -82,6 +82,23 @@ class Vgg16(nn.Module):
 def subtract_mean(images: Tensor) -> Tensor:
     """...×3×H×W RGB from 0 to 255 → float32 input of the network."""
     return images.float() - MEAN
+
+
+def padded(image: Tensor, side: int = SIDE) -> Tensor:
+    """Pad an image below and on the right, to the square that seeds are made in, with the colour that becomes 0.
+
+    Args:
+        image: 3×H×W uint8.
+        side: of the square. An image that is larger gets the next side of 8·k + 1 that holds it; the released program
+            crops it instead, and cuts its seeds from another place.
+
+    Returns:
+        3×S×S uint8.
+    """
+    height, width = image.shape[-2:]
+    larger = max(height, width)
+    side = side if larger <= side else 8 * -(-(larger - 1) // 8) + 1
+    return F.pad(image, (0, side - width, 0, side - height), value=MEAN)
 
 
 def from_mxnet_names(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:

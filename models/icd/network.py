@@ -36,7 +36,8 @@ class IcdNetwork(Vgg16):
         Input N×3×H×W (models.vgg16.subtract_mean); see IcdOutput.
 
     Reference:
-        Fan, Zhang, Song and Tan, CVPR 2020; keys as in the files of the released program (models.vgg16.from_mxnet_names).
+        Fan, Zhang, Song and Tan, CVPR 2020; keys after the released program's names
+        (models.vgg16.from_mxnet_names).
     """
 
     def __init__(self, classes: int = 20, width: float = 1.0, batchnorm: bool = False):

@@ -2,36 +2,17 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.crf import CrfKernel, dense_crf
 from models.segmentation import resize
-from models.vgg16 import MEAN
 
 EPS = 1e-5
 UNDEFINED = 255
-SIDE = 513
 SALIENT = 0.01  # both of a pixel's saliency and of the share of salient pixels
 LABEL_PROBABILITY = 0.5
 LEAST_PROBABILITY = 0.1
-
-
-def padded(image: Tensor, side: int = SIDE) -> Tensor:
-    """Pad an image to the square in which seeds are inferred, below and on the right, with the colour that becomes 0.
-
-    Args:
-        image: 3×H×W uint8.
-        side: of the square. An image that is larger gets the next side of 8·k + 1 that holds it; the released program
-            crops it instead, and cuts its seeds from another place.
-
-    Returns:
-        3×S×S uint8.
-    """
-    height, width = image.shape[-2:]
-    larger = max(height, width)
-    side = side if larger <= side else 8 * -(-(larger - 1) // 8) + 1
-    return F.pad(image, (0, side - width, 0, side - height), value=MEAN)
+PUBLISHED_CRF = CrfKernel()
 
 
 def upsampled(maps: Tensor, side: int, size: tuple[int, int]) -> Tensor:
@@ -79,7 +60,7 @@ def _share_of_extreme(maps: Tensor) -> Tensor:
 
 
 def seed_after_crf(
-    image: np.ndarray, seed: np.ndarray, labels: int = 21, iterations: int = 10, kernel: CrfKernel = CrfKernel()
+    image: np.ndarray, seed: np.ndarray, labels: int = 21, iterations: int = 10, kernel: CrfKernel = PUBLISHED_CRF
 ) -> np.ndarray:
     """The seed after a dense CRF over all classes, those that the image does not have included.
 

@@ -29,7 +29,7 @@ def targets(refined: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def top_down_loss(t: Tensor, refined: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross entropy of t against the targets: mean over the pixels, sum over the image's classes, mean over images.
+    """Binary cross entropy of t against the targets: mean over pixels, sum over an image's classes, mean over images.
 
     Its gradient at t is (σ(t) − target)·y/(h·w) where the target is certain, over the number of images.
 
