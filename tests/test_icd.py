@@ -182,6 +182,12 @@ def test_a_superpixel_goes_to_the_largest_claim_even_where_its_own_sum_of_signs_
     assert torch.allclose(result[0], torch.full((5,), -2 / 5))
 
 
+def test_where_all_scores_are_tiny_a_pixel_claims_little():
+    scores = torch.tensor([[9e-7, 0.9], [1e-9, 1.0]])[None, :, None]
+    result = refinement.refine(scores, torch.ones(1, 2), torch.ones(1, 1, 1, 2))[0, :, 0, 0]
+    assert result[0] == 0 and result[1] == pytest.approx(0.5)
+
+
 def test_of_equal_claims_the_first_class_wins_and_a_tie_of_signs_is_background():
     scores = torch.tensor([[1.0, 1.0], [1.0, 1.0]])[None, :, None]
     assert torch.equal(

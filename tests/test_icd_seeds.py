@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from models.icd.seeds import icd_seed, seed_after_crf, upsampled
+from datasets.errors import InputError
+from datasets.saliency import read_saliency
+from models.icd.network import IcdNetwork
+from models.icd.seeds import class_maps, icd_seed, seed_after_crf, upsampled
 from models.vgg16 import padded
 
 
@@ -109,6 +113,33 @@ def test_an_image_is_padded_below_and_on_the_right(size, side):
     square = padded(image)
     assert square.shape == (3, side, side) and square.dtype == torch.uint8
     assert (square[:, : size[0], : size[1]] == 9).all() and int((square != 127).sum()) == image.numel()
+
+
+def test_class_maps_are_those_of_the_padded_image():
+    torch.manual_seed(0)
+    network = IcdNetwork(4, width=0.0625, batchnorm=True).eval()
+    image = torch.randint(0, 256, (3, 30, 41), dtype=torch.uint8)
+    t, cam = class_maps(network, image, torch.tensor([1, 4]), 65)
+    x = torch.zeros(1, 3, 65, 65)
+    x[0, :, :30, :41] = image.float() - 127
+    with torch.no_grad():
+        output = network(x)
+    for maps, low in ((t, output.t), (cam, output.cam)):
+        whole = torch.nn.functional.interpolate(low, (65, 65), mode="bilinear", align_corners=False)
+        assert torch.allclose(maps, whole[0, [0, 3], :30, :41], atol=1e-7) and maps.any()
+
+
+def test_saliency_files(tmp_path):
+    path = tmp_path / "one.png"
+    Image.fromarray(np.array([[0, 51, 255]], np.uint8)).save(path)
+    assert read_saliency(path, (1, 3)).tolist() == [pytest.approx([0, 0.2, 1])]
+    with pytest.raises(InputError, match="1×3, its photograph 3×1"):
+        read_saliency(path, (3, 1))
+    with pytest.raises(InputError, match=r"none\.png is missing"):
+        read_saliency(tmp_path / "none.png", (1, 3))
+    Image.new("RGB", (3, 1)).save(path)
+    with pytest.raises(InputError, match="grey"):
+        read_saliency(path, (1, 3))
 
 
 def test_crf_gets_half_of_a_label_and_undefined_pixels_get_nothing(monkeypatch):

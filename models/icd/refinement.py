@@ -57,8 +57,7 @@ def refine(scores: Tensor, labels: Tensor, one_hot: Tensor) -> Tensor:
     Reference:
         Fan et al., CVPR 2020, section 3.3; rules and limits as in the released program.
     """
-    present = labels.bool()
-    scores = torch.where(present[:, :, None, None], scores, 0)
+    scores = torch.where(labels[:, :, None, None] > 0, scores, 0)
     largest = scores.amax(dim=1, keepdim=True)
     claims = scores.clamp(min=0) / largest.clamp(min=EPS)
 
@@ -69,7 +68,7 @@ def refine(scores: Tensor, labels: Tensor, one_hot: Tensor) -> Tensor:
     negative = _sums(scores.clamp(max=0), one_hot) / area
 
     foreground = _sums(scores.sign(), one_hot).amax(dim=1, keepdim=True) > EPS
-    winner = claim.masked_fill(~present[:, :, None], -1).argmax(dim=1, keepdim=True)
+    winner = claim.argmax(dim=1, keepdim=True)
     won = torch.zeros_like(claim, dtype=torch.bool).scatter_(1, winner, foreground)
     superpixel_scores = torch.where(won, positive, negative)
     return torch.einsum("nck,nkhw->nchw", superpixel_scores, one_hot)

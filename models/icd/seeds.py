@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from models.crf import CrfKernel, dense_crf
+from models.icd.network import IcdNetwork
 from models.segmentation import resize
+from models.vgg16 import SIDE, padded, subtract_mean
 
 EPS = 1e-5
 UNDEFINED = 255
@@ -13,6 +15,28 @@ SALIENT = 0.01  # both of a pixel's saliency and of the share of salient pixels
 LABEL_PROBABILITY = 0.5
 LEAST_PROBABILITY = 0.1
 PUBLISHED_CRF = CrfKernel()
+
+
+@torch.no_grad()
+def class_maps(network: IcdNetwork, image: Tensor, classes: Tensor, side: int = SIDE) -> tuple[Tensor, Tensor]:
+    """t and CAM logits of an image's classes in its own size, from one pass: one scale, no mirror.
+
+    Args:
+        network: in evaluation mode.
+        image: 3×H×W uint8 RGB, on the network's device.
+        classes: K class indices of the mask (1 = first foreground class), int64.
+        side: of the square that the image is padded to, see models.vgg16.padded.
+
+    Returns:
+        t and CAM, K×H×W float32 each.
+    """
+    square = padded(image, side)
+    output = network(subtract_mean(square)[None])
+    t, cam = (
+        upsampled(maps[0, classes - 1].float(), square.shape[-1], tuple(image.shape[-2:]))
+        for maps in (output.t, output.cam)
+    )
+    return t, cam
 
 
 def upsampled(maps: Tensor, side: int, size: tuple[int, int]) -> Tensor:
@@ -47,7 +71,7 @@ def icd_seed(t: Tensor, cam: Tensor, classes: Tensor, saliency: Tensor | None = 
     background = (_share_of_extreme(-t) > EPS).all(dim=0)
     if saliency is not None:
         dark = saliency < SALIENT
-        few = (~dark).float().mean() < SALIENT
+        few = (~dark).sum() < SALIENT * dark.numel()
         background = dark & (background | ~few)
     seed = torch.where(claimed, classes[winner], 0)
     return seed.masked_fill((claimed == background) | (claimed & undecided), UNDEFINED)
