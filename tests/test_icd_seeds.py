@@ -68,6 +68,17 @@ def one_row(t, cam, saliency=None):
     return icd_seed(t, cam, classes, None if saliency is None else torch.tensor([saliency]) / 255)[0].tolist()
 
 
+def test_cam_evidence_counts_from_the_least_of_all_classes():
+    t, cam, _ = maps(5, 2)
+    cam = np.abs(cam) + 1  # a pixel of the least one has no evidence, though its CAM is positive
+    classes = np.array([3, 7])
+    seed = icd_seed(*(torch.from_numpy(a) for a in (t, cam, classes)))
+    expected = seed_by_loops(t.astype(np.float64), cam.astype(np.float64), classes)
+    lowered = seed_by_loops(t.astype(np.float64), cam.astype(np.float64) - cam.min(), classes)
+    assert np.array_equal(seed.numpy(), expected) and np.array_equal(expected, lowered)
+    assert one_row([[1.0, -1.0], [-1.0, 1.0]], [[2.0, 3.0], [2.0, 2.0]]) == [255, 255]
+
+
 def test_one_class_needs_no_cam_evidence_and_several_do():
     assert one_row([[2.0, -1.0, 0.0]], [[-1.0, -1.0, -1.0]]) == [1, 0, 255]
     assert one_row([[2.0, -1.0, 0.0], [-1.0, -1.0, -1.0]], [[-1.0] * 3] * 2) == [255, 0, 255]

@@ -108,10 +108,11 @@ def merged_by_brute_force(ids, means, most):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("most", [1, 4, 9])
-def test_merging_is_brute_force(seed, most):
+@pytest.mark.parametrize("channels", [2, 6])
+def test_merging_is_brute_force(seed, most, channels):
     generator = np.random.default_rng(seed)
     ids = np.concatenate([np.arange(20), generator.integers(0, 20, 180) ** 2 // 20]).reshape(10, 20).astype(np.int32)
-    means = np.maximum(generator.normal(size=(20, 6)), 0) + 0.01
+    means = np.maximum(generator.normal(size=(20, channels)), 0) + 0.01
     before = means.copy()
     result = superpixels.merged(ids, means, most)
     assert np.array_equal(result, merged_by_brute_force(ids, means, most))

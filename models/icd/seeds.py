@@ -66,14 +66,13 @@ def icd_seed(t: Tensor, cam: Tensor, classes: Tensor, saliency: Tensor | None = 
     contest = evidence * foreground
     # Without a second class nobody contests the claim.
     undecided = (contest.amax(dim=0) - contest.amin(dim=0) <= EPS) & (len(classes) > 1)
-    winner = contest.masked_fill(foreground <= EPS, -1).argmax(dim=0)
 
     background = (_share_of_extreme(-t) > EPS).all(dim=0)
     if saliency is not None:
         dark = saliency < SALIENT
         few = (~dark).sum() < SALIENT * dark.numel()
         background = dark & (background | ~few)
-    seed = torch.where(claimed, classes[winner], 0)
+    seed = torch.where(claimed, classes[contest.argmax(dim=0)], 0)
     return seed.masked_fill((claimed == background) | (claimed & undecided), UNDEFINED)
 
 
@@ -98,7 +97,7 @@ def seed_after_crf(
     """
     indices = np.arange(labels)[:, None, None]
     # Half a label's worth for what the seed says, the other half spread over all; undefined pixels say nothing.
-    probabilities = np.where(seed == indices, LABEL_PROBABILITY, LABEL_PROBABILITY / labels).astype(np.float32)
+    probabilities = np.where(seed == indices, LABEL_PROBABILITY, (1 - LABEL_PROBABILITY) / labels).astype(np.float32)
     probabilities /= probabilities.sum(axis=0)
     marginals = dense_crf(image, probabilities, iterations, kernel)
     return np.where(marginals.max(axis=0) < LEAST_PROBABILITY, UNDEFINED, marginals.argmax(axis=0)).astype(np.uint8)

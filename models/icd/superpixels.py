@@ -120,6 +120,5 @@ def merged(ids: np.ndarray, means: np.ndarray, most: int = MOST) -> np.ndarray:
         similarity[low], similarity[:, low] = row, row
         similarity[high], similarity[:, high] = -np.inf, -np.inf
         best = np.maximum(best, row)
-        stale[[low, high]] = True
         best[stale] = similarity[stale].max(axis=1)
     return np.unique(joined_into, return_inverse=True)[1].astype(np.int32)[ids]
