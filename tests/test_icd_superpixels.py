@@ -119,6 +119,18 @@ def test_merging_is_brute_force(seed, most, channels):
     assert result.dtype == np.int32 and np.array_equal(means, before)
 
 
+def test_joining_two_can_make_a_third_ones_most_similar():
+    # 2 and 3 go first. Together they are nearer to 0 than 4 is, which was the nearest; 1 is like none of them.
+    e = np.eye(5)
+    two = 0.055 * e[0] + np.sqrt(1 - 0.055**2) * e[1]
+    three = 0.055 * e[0] + 0.0571 * e[1] + np.sqrt(1 - 0.055**2 - 0.0571**2) * e[2]
+    means = np.stack([e[0], e[4], two, three, 0.99 * e[0] + np.sqrt(1 - 0.99**2) * e[3]])
+    ids = np.repeat(np.arange(5), (10, 58, 1, 1, 930))[None].astype(np.int32)
+    expected = np.array([0, 1, 0, 0, 2])[ids]
+    assert np.array_equal(merged_by_brute_force(ids, means, 3), expected)
+    assert np.array_equal(superpixels.merged(ids, means, 3), expected)
+
+
 def test_few_superpixels_stay_as_they_are_and_one_without_features_is_no_error():
     ids = np.array([[0, 0, 1, 2]], np.int32)
     means = np.array([[1.0, 0], [0, 0], [1, 0]])
@@ -175,6 +187,20 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(InputError, match=r"one\.png cannot be read"):
         read_superpixels(path, (3, 3))
+
+
+def test_a_crop_is_renumbered_and_scaled_sizes_are_rounded():
+    ids = torch.arange(77 * 77).view(77, 77)
+    image = torch.zeros(3, 77, 77, dtype=torch.uint8)
+    padded_sides = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        _, crop_ids = random_scaled_crop(image, ids, 20)
+        assert torch.equal(crop_ids.unique(), torch.arange(int(crop_ids.max()) + 1))
+        torch.manual_seed(seed)
+        x, _ = random_scaled_crop(image, ids, 120)
+        padded_sides.add(int((x[0, :, 0] == 0).sum()))
+    assert padded_sides == {39, 58, 77, 96, 116}
 
 
 def test_a_crop_shows_the_same_place_of_image_and_superpixels():
