@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from datasets.errors import InputError, program
-from evaluation.parity import psa, ssdd
-from evaluation.parity.run import CRF, GRADIENTS, MASK, VALUES, Row, Run
+from evaluation.parity import icd, icdseed, psa, ssdd
+from evaluation.parity.run import CRF, EXACT, GRADIENTS, MASK, VALUES, Row, Run
 
 # By how a file's name begins; each has INPUTS, the keys that are not results, and rows(run).
-KINDS = {"ssdd": ssdd, "labels": psa}
+KINDS = {"ssdd": ssdd, "labels": psa, "icd": icd, "icdseed": icdseed}
 # bfloat16 keeps 8 bits of a number; what it costs is measured here, not promised.
 TOLERANCE = {
-    torch.float32: {VALUES: 1e-4, CRF: 1e-3, GRADIENTS: 1e-3, MASK: 0.998},
-    torch.bfloat16: {VALUES: 5e-2, CRF: 5e-2, GRADIENTS: 1e-1, MASK: 0.95},
+    torch.float32: {VALUES: 1e-4, CRF: 1e-3, GRADIENTS: 1e-3, MASK: 0.998, EXACT: 1.0},
+    torch.bfloat16: {VALUES: 5e-2, CRF: 5e-2, GRADIENTS: 1e-1, MASK: 0.95, EXACT: 1.0},
 }
 
 
@@ -31,7 +31,7 @@ def compare(row: Row, golden: np.ndarray, tolerance: float) -> tuple[str, bool]:
     """A line of figures for one array, and whether it is within tolerance."""
     if row.value.shape != golden.shape:
         return f"shape {row.value.shape}, golden {golden.shape}", False
-    if row.kind == MASK:
+    if row.kind in (MASK, EXACT):
         share = float((row.value == golden).mean())
         return f"equal {share:8.4%}   at least {tolerance:.1%}", share >= tolerance
     error = np.abs(row.value.astype(np.float64) - golden)

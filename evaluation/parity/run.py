@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-VALUES, CRF, GRADIENTS, MASK = "values", "crf", "gradients", "mask"
+VALUES, CRF, GRADIENTS, MASK, EXACT = "values", "crf", "gradients", "mask", "exact"
 
 
 class Row(NamedTuple):
