@@ -55,4 +55,4 @@ def on_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _mean(loss: Tensor, used: Tensor) -> Tensor:
     count = per_process_share(used.sum())
-    return (loss * used).sum() / torch.where(count > 0, count, 1)
+    return torch.where(used, loss, 0).sum() / torch.where(count > 0, count, 1)
