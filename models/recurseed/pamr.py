@@ -22,7 +22,7 @@ def pamr(image: Tensor, maps: Tensor, iterations: int = ITERATIONS, dilations: t
         dilations: distances of the neighbours in pixels; the border is replicated.
 
     Returns:
-        N×K×H×W float32; an average, so peaks drop.
+        N×K×H×W float32 (float64 if `maps` are); an average, so peaks drop.
 
     Raises:
         ValueError: image and maps differ in size.
@@ -33,8 +33,8 @@ def pamr(image: Tensor, maps: Tensor, iterations: int = ITERATIONS, dilations: t
     if image.shape[-2:] != maps.shape[-2:] or len(image) != len(maps):
         raise ValueError(f"PAMR needs one size: image {tuple(image.shape)}, maps {tuple(maps.shape)}")
     with torch.autocast(maps.device.type, enabled=False):
-        weights = affinities(image.float(), dilations)
-        maps = maps.float()
+        exact = torch.promote_types(maps.dtype, torch.float32)
+        maps, weights = maps.to(exact), affinities(image.to(exact), dilations)
         for _ in range(iterations):
             average = torch.zeros_like(maps)
             for n, neighbour in enumerate(_neighbours(maps, dilations)):

@@ -92,20 +92,21 @@ def self_correlation_maps(
         foreground, background: cells with a CAM of at least the first, or at most the second, are sure.
 
     Returns:
-        N×K×h×w float32 in 0…1; 0 for a CAM of zeros.
+        N×K×h×w float32 (float64 if `cams` are) in 0…1; 0 for a CAM of zeros.
 
     Reference:
         Pan et al., CVPR 2021, section 3.4; thresholds of RecurSeed and EdgePredictMix.
     """
     n = cams.shape[2] * cams.shape[3]
     images = max(1, AT_ONCE // n**2)
+    exact = torch.promote_types(cams.dtype, torch.float32)
     with torch.autocast(cams.device.type, enabled=False):
         parts = []
         for start in range(0, len(cams), images):
             here = slice(start, start + images)
             inside = None if cells is None else cells[here].flatten(1)
-            correlation = self_correlation([one[here].float() for one in features], inside)
-            parts.append(_maps(cams[here].float().flatten(2), correlation, inside, foreground, background))
+            correlation = self_correlation([one[here].to(exact) for one in features], inside)
+            parts.append(_maps(cams[here].to(exact).flatten(2), correlation, inside, foreground, background))
     return torch.cat(parts).view(cams.shape)
 
 
@@ -117,7 +118,7 @@ def _maps(cams: Tensor, correlation: Tensor, cells: Tensor | None, foreground: f
         least = correlation.masked_fill(~cells[:, :, None], torch.inf).amin(dim=1, keepdim=True)
     reach = correlation.amax(dim=1, keepdim=True) - least + EPSILON
     correlation = correlation.sub_(least).div_(reach)
-    sure, lacking = (cams >= foreground).float(), (cams <= background).float()
+    sure, lacking = (cams >= foreground).to(cams.dtype), (cams <= background).to(cams.dtype)
     if cells is not None:
         sure, lacking = sure * cells[:, None], lacking * cells[:, None]
     difference = F.relu(_evidence(correlation, sure, cells) - _evidence(correlation, lacking, cells))
