@@ -9,7 +9,7 @@ import torch
 from models.recurseed import scg
 from models.recurseed.cam import choose, chosen_classes, normalised_cam, spread
 from models.recurseed.pamr import affinities, pamr
-from models.recurseed.scg import self_correlation_maps
+from models.recurseed.scg import correlations, self_correlation, self_correlation_maps
 
 RNG = np.random.default_rng(0)
 
@@ -89,6 +89,17 @@ def test_self_correlation_cell_by_cell(at_once, monkeypatch):
             expected = looped_scm(cams[n, c], [f[n] for f in features])
             assert result[n, c].flatten().tolist() == pytest.approx(expected, abs=1e-7)
     assert result[:, [0, 2]].amax(dim=(2, 3)).min() > 0.9 and (result[:, 1] == 0).all()
+
+
+def test_weak_bridges_are_cut():
+    # Two groups of 12 cells, alike within, and one cell between them: through it a cell reaches each of the other
+    # group with less than 0.1/25.
+    angles = torch.tensor([0.0] * 12 + [50.0] + [100.0] * 12).deg2rad()
+    feature = torch.stack([angles.cos(), angles.sin()]).view(1, 2, 5, 5)
+    first, second = correlations(feature)
+    assert (second[0, :12, 13:] == 0).all() and (second[0, :13, :12] > 0).all() and (first[0, :12, 13:] == 0).all()
+    expected = torch.tensor(looped_correlation(feature[0]))
+    torch.testing.assert_close(self_correlation([feature])[0].double(), expected, atol=1e-6, rtol=0)
 
 
 def test_self_correlation_leaves_padding_out():
