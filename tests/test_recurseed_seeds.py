@@ -98,7 +98,7 @@ def test_weak_bridges_are_cut():
     feature = torch.stack([angles.cos(), angles.sin()]).view(1, 2, 5, 5)
     first, second = correlations(feature)
     assert (second[0, :12, 13:] == 0).all() and (second[0, :13, :12] > 0).all() and (first[0, :12, 13:] == 0).all()
-    expected = torch.tensor(looped_correlation(feature[0]))
+    expected = torch.tensor(looped_correlation(feature[0]), dtype=torch.float64)
     torch.testing.assert_close(self_correlation([feature])[0].double(), expected, atol=1e-6, rtol=0)
 
 
