@@ -102,8 +102,9 @@ def test_weak_bridges_are_cut():
     torch.testing.assert_close(self_correlation([feature])[0].double(), expected, atol=1e-6, rtol=0)
 
 
-def test_self_correlation_leaves_padding_out():
-    features, cams = [clustered_features(size=(6, 7)).double()], some_cams(2, (6, 7)).double()
+@pytest.mark.parametrize("offset", [0, 3])  # 3: all cells are alike, so that no column has a 0
+def test_self_correlation_leaves_padding_out(offset):
+    features, cams = [clustered_features(size=(6, 7)).double() + offset], some_cams(2, (6, 7)).double()
     cells = torch.zeros(2, 6, 7, dtype=torch.bool)
     cells[0, 1:5, 2:] = True
     cells[1] = True
