@@ -11,7 +11,10 @@ from tools import check_parity
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.mark.parametrize("name", ["ssdd_a", "ssdd_c", "labels_a", "icd_a", "icdseed_a", "icdseed_c"])
+NAMES = "ssdd_a ssdd_c labels_a icd_a icdseed_a icdseed_c recurseed_a recurseed_c".split()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_array_is_within_tolerance(name, capsys):
     good = check_parity.check_file(GOLDEN / f"{name}.npz", torch.device("cpu"), torch.float32)
     assert good, capsys.readouterr().out

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from datasets.errors import InputError, program
-from evaluation.parity import icd, icdseed, psa, ssdd
+from evaluation.parity import icd, icdseed, psa, recurseed, ssdd
 from evaluation.parity.run import CRF, EXACT, GRADIENTS, MASK, VALUES, Row, Run
 
 # By how a file's name begins; each has INPUTS, the keys that are not results, and rows(run).
-KINDS = {"ssdd": ssdd, "labels": psa, "icd": icd, "icdseed": icdseed}
+KINDS = {"ssdd": ssdd, "labels": psa, "icd": icd, "icdseed": icdseed, "recurseed": recurseed}
 # bfloat16 keeps 8 bits of a number; what it costs is measured here, not promised.
 TOLERANCE = {
     torch.float32: {VALUES: 1e-4, CRF: 1e-3, GRADIENTS: 1e-3, MASK: 0.998, EXACT: 1.0},

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models.crf import CrfKernel, dense_crf
 from models.icd.network import IcdNetwork
-from models.segmentation import resize
+from models.inference import resize
 from models.vgg16 import SIDE, padded, subtract_mean
 
 EPS = 1e-5
