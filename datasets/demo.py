@@ -9,7 +9,6 @@ themselves are in `datasets.demo_objects`.
     python -m datasets.demo OUT [--train N --val N --seed S]
 """
 
-import argparse
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +25,7 @@ from datasets.demo_objects import BODY, OBJECTS, Shape, Sketch
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from datasets.voc import CLASSES, IGNORE, image_path, mask_path, write_mask
+from settings.flags import Parser
 
 VERSION = 8  # raise it when the drawing changes, here or in demo_objects, so that sets made before are made anew
 VAL_OFFSET = 500_000  # validation ids start here, so that they stay when more training images are asked for
@@ -406,7 +406,7 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
 
 @program
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("out", help="folder that the data set is written to")
     parser.add_argument("--train", type=int, default=400, help="number of training images")
     parser.add_argument("--val", type=int, default=120, help="number of validation images")

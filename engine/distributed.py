@@ -1,6 +1,10 @@
 """One process or several (torchrun): devices, shards, and the precision that a device computes in."""
 
 import os
+import sys
+import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
 
+LONGEST_TMPDIR = 70  # characters; the name of a socket below it may have 108 in all
+LOST = "another process of this run was lost; what is done is kept: give the same command again"
 # For a few numbers between CPUs, which must not wait for the GPUs.
 _talk: dist.ProcessGroup | None = None
 
@@ -25,7 +31,9 @@ def start(device: str) -> torch.device:
     Raises:
         InputError: the device cannot be used here.
     """
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    several = _started_several()
+    if len(tempfile.gettempdir()) > LONGEST_TMPDIR:
+        raise InputError(f"TMPDIR={tempfile.gettempdir()}: at most {LONGEST_TMPDIR} characters, as sockets go there")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" or (several and device.startswith("cuda")):
@@ -42,10 +50,41 @@ def start(device: str) -> torch.device:
         # torch's default computes float32 convolutions in TensorFloat-32, which keeps 10 bits of the mantissa.
         torch.backends.cudnn.allow_tf32 = False
     if several and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-        global _talk
-        _talk = dist.new_group(backend="gloo")
+        backend, own = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
+        try:
+            dist.init_process_group(backend, device_id=own)
+            global _talk
+            _talk = dist.new_group(backend="gloo")
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"the processes cannot be joined ({reason}); start them with torchrun") from None
+        threading.Thread(target=_leave_when_alone, args=(os.getppid(),), daemon=True).start()
     return chosen
+
+
+def _started_several() -> bool:
+    """Whether torchrun started this process as one of several.
+
+    Raises:
+        InputError: what it should have said is missing.
+    """
+    words = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
+    if words["WORLD_SIZE"] in (None, "1"):
+        return False
+    missing = [name for name, word in words.items() if not word or (name != "MASTER_ADDR" and not word.isdecimal())]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE={words['WORLD_SIZE']}, but {missing[0]} is no use: start with torchrun, or unset it"
+        )
+    return True
+
+
+def _leave_when_alone(parent: int) -> None:
+    """End this process when torchrun's is gone, which would have told it that another one was lost."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    print("error: torchrun is gone; what is done is kept: give the same command again", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def stop() -> None:
@@ -62,22 +101,29 @@ def processes() -> int:
 
 
 def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+    """Wait for the other processes, however long their CRFs take."""
+    highest([0])
 
 
 def highest(numbers: list[int]) -> list[int]:
-    """The highest of each number among all processes, which must all ask."""
+    """The highest of each number among all processes, which must all ask.
+
+    Raises:
+        InputError: another process was lost.
+    """
     if processes() == 1:
         return numbers
     shared = torch.tensor(numbers)
-    dist.all_reduce(shared, dist.ReduceOp.MAX, group=_talk)
+    try:
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=_talk)
+    except RuntimeError:
+        raise InputError(LOST) from None
     return shared.tolist()
 
 
 @contextmanager
 def faults(batch_flag: str, batch: int) -> Iterator[None]:
-    """Turns a lack of memory and the loss of another process into an InputError.
+    """Turns a lack of memory and the loss of another process or of a loader's into an InputError.
 
     Args:
         batch_flag, batch: the flag that takes less memory when smaller, and its value.
@@ -90,9 +136,10 @@ def faults(batch_flag: str, batch: int) -> Iterator[None]:
             less = f"{batch_flag}={batch // 2}" if batch > 1 else "smaller sizes or --device=cpu"
             raise InputError(f"out of memory with {batch_flag}={batch}: try {less}; what is done is kept") from None
         if processes() > 1 and (isinstance(error, dist.DistError) or "gloo" in reason or "Connection" in reason):
-            raise InputError(
-                "another process of this run was lost; what is done is kept: give the same command again"
-            ) from None
+            raise InputError(LOST) from None
+        if "DataLoader worker" in reason:
+            said = reason.splitlines()[0]
+            raise InputError(f"{said}; what is done is kept. If memory ran out, give a smaller --workers") from None
         raise
 
 

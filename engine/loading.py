@@ -97,16 +97,10 @@ class Batches:
         )
 
     def __iter__(self) -> Iterator[dict]:
-        try:
-            for content in self.loader:
-                if isinstance(content, InputError):
-                    raise content
-                yield to_device(content, self.device)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{reason}; what is done is kept. If memory ran out, give a smaller --workers") from None
+        for content in self.loader:
+            if isinstance(content, InputError):
+                raise content
+            yield to_device(content, self.device)
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

@@ -1,44 +1,44 @@
 """Folders that stages fill: which Config and inputs they belong to, and what a later stage takes from them."""
 
-import fcntl
 import glob
 import hashlib
 import json
-import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
 
 from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular, read_bytes, remove_partial
-from datasets.voc import CLASSES_FILE, check_pixels, list_path, read_ids
-from engine import distributed, stages
+from datasets.voc import CLASSES_FILE, check_pixels, image_path, list_path, read_ids
+from engine import distributed, locks, stages
 from settings.config import Config, from_stored, settings_of
 
 _LARGEST_CONFIG = 1 << 20
+PICTURES = "pictures"  # the photographs, among what a stage was made from
 
 
 def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
     """Write the Config beside what a stage makes; refuse a folder that other settings or inputs have filled.
 
-    With `config.fresh` the old folder is moved aside first. The first process does this, the others wait. The folder
-    is locked until the process ends.
+    With `config.fresh` the old folder is moved aside first. The first process does this, the others wait. Until the
+    process ends the folder is locked, and what it is made from is kept as it is.
 
     Args:
         stage: a key of engine.stages.STAGES.
-        made_from: weights and lists, known again by their content, and folders of earlier stages, known by what they
-            were made from in turn.
+        made_from: files, known again by their content, and folders: those of earlier stages, known by what they were
+            made from in turn, and others' masks, known by their content.
 
     Raises:
-        InputError: the folder's Config differs, another run works in it, or inputs are of another preset, recipe or
-            width.
+        InputError: the folder's Config differs, another run works in it or fills an input, or inputs are of another
+            preset, recipe or width.
     """
     if distributed.rank() == 0:
         _claim(folder, config, stage, made_from)
     distributed.barrier()
+    if distributed.rank():
+        locks.join(folder)
 
 
 def claim(config: Config, stage: str, made_from: list[Path]) -> None:
@@ -47,52 +47,26 @@ def claim(config: Config, stage: str, made_from: list[Path]) -> None:
         claim_folder(stages.folder(config, stage, which), config, stage, made_from)
 
 
-# Locks of the folders that this process has claimed, kept to its end.
-_locks: dict[Path, TextIO] = {}
 _PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "opencv-python-headless", "pydensecrf2")
 
 
-def lock(folder: Path) -> None:
-    """Keep other runs out of a folder until this process ends, however it ends.
-
-    Raises:
-        InputError: another process has it, or the lock cannot be written.
-    """
-    path = folder.absolute().with_name(f".{folder.name}.lock")
-    if path in _locks:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        # Of fcntl's two kinds the one that belongs to the process: loader workers that outlive it keep nothing.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        owner = file.read(100).strip() or "unknown"
-        file.close()
-        if not isinstance(error, BlockingIOError | PermissionError):
-            raise InputError(f"{path} cannot be locked ({error.strerror}): give an --out that can be") from None
-        raise InputError(
-            f"{folder} is in use by another run ({owner}): wait for it, or give another --out or --modelid"
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
-    _locks[path] = file
+def stage_folder(path: Path) -> Path | None:
+    """The folder of the stage that left a file or folder; None if no stage of ours did."""
+    near = (path, path.parent, path.parent.parent)
+    return next((folder for folder in near if (folder / "config.json").exists()), None)
 
 
 def _check_inputs(config: Config, made_from: list[Path]) -> None:
     """Refuse what stages of another preset, recipe or width left; what --weights names is the user's own choice."""
     for path in made_from:
-        made_by = (path if path.is_dir() else path.parent) / "config.json"
-        if str(path) != config.weights and made_by.exists():
-            stored = read_config(made_by)
-            # The labels are the same under both recipes.
-            same = ("preset", "width", *(["recipe"] if str(stored.get("stage")).startswith("mode") else []))
-            refuse_others(made_by.parent, stored, config, same)
+        folder = stage_folder(path)
+        if folder is None or str(path) == config.weights:
+            continue
+        locks.lock_for_reading(folder)
+        stored = read_config(folder / "config.json")
+        # The labels are the same under both recipes.
+        same = ("preset", "width", *(["recipe"] if str(stored.get("stage")).startswith("mode") else []))
+        refuse_others(folder, stored, config, same)
 
 
 def refuse_others(folder: Path, stored: dict, config: Config, same: tuple[str, ...]) -> None:
@@ -106,14 +80,18 @@ def refuse_others(folder: Path, stored: dict, config: Config, same: tuple[str, .
 
 
 def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
+    locks.lock_for_writing(folder)
     _check_inputs(config, made_from)
-    lock(folder)
+    split = config.split if stage == "mode 3" else config.train_split
     own = json.loads(json.dumps(asdict(config)))
-    own["made_from"] = {f"{path.parent.name}/{path.name}": digest(path) for path in made_from}
+    own["made_from"] = {PICTURES: pictures_digest(config, split)}
+    for path in made_from:
+        name = path.name if path.name not in own["made_from"] else f"{path.name}, another"
+        own["made_from"][name] = digest(path)
     relevant = {name: own[name] for name in (*settings_of(stage), "made_from")}
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
     own["stage"] = stage
-    images = list_path(config.voc_root, config.split if stage == "mode 3" else config.train_split)
+    images = list_path(config.voc_root, split)
     own["list"] = digest(images) if images.exists() else ""
     own["versions"] = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
     path = folder / "config.json"
@@ -125,6 +103,7 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
     remove_partial(folder)
     if path.exists():
         stored = read_config(path)
+        stored["made_from"] = _as_now(stored.get("made_from"), own["made_from"])
         names = [name for name in relevant if _differs(stored, relevant, name)]
         changed = [f"{name} {stored[name]}, now {relevant[name]}" for name in names]
         if changed:
@@ -135,6 +114,13 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
         return
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+
+
+def _as_now(stored, own: dict[str, str]) -> dict[str, str]:
+    """What an older version noted of its inputs, as this one does: names without their folder, and no pictures."""
+    stored = stored if isinstance(stored, dict) else {}
+    plain = {str(name).rpartition("/")[2]: value for name, value in stored.items()}
+    return ({PICTURES: own[PICTURES]} if PICTURES not in plain else {}) | plain
 
 
 def _differs(stored: dict, own: dict, name: str) -> bool:
@@ -172,15 +158,36 @@ def stored_config(out: Path, modelid: str, stage: str) -> Config:
 
 
 def digest(path: Path) -> str:
-    """What a file holds, or what a stage's folder was made from; empty for a folder that no stage of ours filled."""
+    """What a file holds, what a stage's folder was made from, or what masks lie in a folder that others filled."""
+    if (path / "config.json").exists():
+        return str(read_config(path / "config.json").get("identity", ""))
     if path.is_dir():
-        config = path / "config.json"
-        return str(read_config(config).get("identity", "")) if config.exists() else ""
+        return digest_of(sorted(file for file in path.iterdir() if file.suffix in (".png", ".npz")))
+    return _digest(path)
+
+
+def digest_of(paths: Iterable[Path]) -> str:
+    """What some files hold, with their names; a missing one counts as missing."""
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(f"{path.name} {_digest(path) if path.exists() else 'missing'}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def _digest(path: Path) -> str:
     try:
         with open_regular(path, 1 << 36) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error})") from None
+
+
+def pictures_digest(config: Config, split: str) -> str:
+    """What the photographs of a list and, where they are learned from, their labels hold."""
+    if not list_path(config.voc_root, split).exists():
+        return ""
+    ids = read_ids(config.voc_root, split)
+    return digest_of([image_path(config.voc_root, image_id) for image_id in ids])
 
 
 def image_ids(config: Config, split: str) -> list[str]:

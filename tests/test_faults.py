@@ -42,8 +42,8 @@ def test_other_errors_of_torch_are_not_hidden():
 def holder(folder: Path) -> subprocess.Popen:
     """Another process that has claimed `folder`, and a child of it that outlives it."""
     code = (
-        "import os, sys, time; from pathlib import Path; from tools import runs\n"
-        "runs.lock(Path(sys.argv[1]))\n"
+        "import os, sys, time; from pathlib import Path; from engine import locks\n"
+        "locks.lock_for_writing(Path(sys.argv[1]))\n"
         "if os.fork() == 0: time.sleep(3); os._exit(0)\n"
         "print('locked', flush=True); time.sleep(60)"
     )

@@ -7,7 +7,6 @@ reach are reached (exit status 1 if not). The image is drawn and the networks ha
 time. --width=0.125 makes the networks narrow, for a quick look at the rest.
 """
 
-import argparse
 import io
 import statistics
 import sys
@@ -39,6 +38,7 @@ from models.psa.affinity import (
 )
 from models.psa.classifier import Classifier, multiscale_cam
 from settings.config import Config
+from settings.flags import Parser
 
 CLASSES = np.array([0, 8, 15])
 
@@ -154,7 +154,7 @@ def processor() -> str:
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--width", type=float, default=1.0, help="of the networks whose time is taken (%(default)s)")
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)

@@ -5,7 +5,6 @@
 One line an array; exit status 1 if one is outside its tolerance or a key of a file was not checked.
 """
 
-import argparse
 import sys
 import zipfile
 import zlib
@@ -17,6 +16,7 @@ import torch
 from datasets.errors import InputError, program
 from evaluation.parity import icd, icdseed, psa, recurseed, ssdd
 from evaluation.parity.run import CRF, EXACT, GRADIENTS, MASK, VALUES, Row, Run
+from settings.flags import Parser
 
 # By how a file's name begins; each has INPUTS, the keys that are not results, and rows(run).
 KINDS = {"ssdd": ssdd, "labels": psa, "icd": icd, "icdseed": icdseed, "recurseed": recurseed}
@@ -72,7 +72,7 @@ def check_file(path: Path, device: torch.device, dtype: torch.dtype) -> bool:
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 …")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="autocast type")

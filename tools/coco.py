@@ -12,7 +12,6 @@ class), and train_aug, the same as train_annotated, which training reads. Interr
 `check` ends with status 0 if nothing is missing, 1 otherwise.
 """
 
-import argparse
 import hashlib
 import json
 import re
@@ -46,6 +45,7 @@ from datasets.voc import (
     write_mask,
 )
 from engine.progress import progress
+from settings.flags import Parser
 
 SPLITS = ("val", "train")  # the smaller first: what is wrong shows sooner
 RECORD = "masks.json"
@@ -261,7 +261,7 @@ def _annotation_path(root: Path, image_id: str) -> Path:
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     preparing = commands.add_parser("prepare", help="make the data set from a COCO download or an archive")
     preparing.add_argument("folder", type=Path, help="where COCO, or the unpacked archive, is")

@@ -3,7 +3,6 @@
 python -m tools.demo_figure --out demo --figure docs/demo.png
 """
 
-import argparse
 from pathlib import Path
 
 import cv2
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw
 from datasets.errors import program
 from datasets.files import atomic_write
 from datasets.voc import PALETTE, class_names, mask_path, read_ids, read_image, read_mask
+from settings.flags import Parser
 
 SIDE, GAP, TITLE = 128, 4, 16
 COLUMNS = ("image", "true mask", "SSDD", "SSDD + CRF")
@@ -39,7 +39,7 @@ def figure(out: Path, pairs_of_rows: int) -> Image.Image:
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder that `make demo` filled")
     parser.add_argument("--figure", type=Path, default=Path("docs/demo.png"))
     arguments = parser.parse_args(argv)

@@ -7,7 +7,6 @@ standard deviation over them. A row fills as far as its stages have run: raw see
 also those of --mode=4 --seed_source=psa|psa_crf|ssdd|truth. Writes tables.md, tables.json, seeds.png and classes.png.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from engine import runs, stages
 from engine.seeds import OLD_NAMES
 from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
+from settings.flags import Parser
 
 # Row → the seed source that it is about; dynamic SSDD has none, its network makes its own masks.
 ROWS = {"PSA": "psa", "PSA+CRF": "psa_crf", "static SSDD": "ssdd", "dynamic SSDD": "", "ground truth": stages.TRUTH}
@@ -170,7 +170,7 @@ def bars(title: str, groups: list[str], series: dict[str, list[tuple[float, floa
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("outs", nargs="+", type=Path, metavar="OUT", help="--out folder of a run")
     parser.add_argument("--modelid", default="ssdd", help="name of the run in those folders (default: ssdd)")
     parser.add_argument("--voc-root", help="VOC folder (default: as the runs recorded it)")

@@ -9,7 +9,6 @@ right (the knowledge where both or none is), so it is the ceiling of every choic
 to judge only, but for the line about the bias, which is chosen on every second image and judged on the others.
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from engine import runs, seeds, stages
 from evaluation.metrics import confusion, iou, mean_and_spread, mean_iou
 from models.inference import resize
 from models.ssdd.difference import integrate, missing_class_flags
+from settings.flags import Parser
 
 COMPARED = ("larger probability", "flags alone", "static SSDD")  # beside the two masks alone and the oracle
 BIASES = tuple(np.arange(-1.0, 1.05, 0.1).round(1).tolist())
@@ -228,7 +228,7 @@ IMAGES = {
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("outs", nargs="+", type=Path, metavar="OUT", help="--out folder of a run after mode 1")
     parser.add_argument("--modelid", default="ssdd", help="name of the run in those folders (default: ssdd)")
     parser.add_argument("--voc-root", help="VOC folder (default: as the runs recorded it)")

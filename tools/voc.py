@@ -8,7 +8,6 @@
 VOC train, SBD train and SBD val without VOC val, sorted by id.
 """
 
-import argparse
 import re
 import sys
 import tarfile
@@ -22,6 +21,7 @@ from datasets.errors import InputError, program
 from datasets.files import atomic_write, read_bytes
 from datasets.voc import LARGEST_LIST, image_path, read_ids
 from settings.config import Config
+from settings.flags import Parser
 
 TRAIN_AUG_IMAGES = 10_582
 FOLDERS = {"JPEGImages": ".jpg", "Annotations": ".xml", "SegmentationClass": ".png"}
@@ -160,7 +160,7 @@ def download(folder: Path) -> None:
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     checking = commands.add_parser("check", help="say what is there and what each stage still needs")
     listing = commands.add_parser("trainaug", help="make the list train_aug from VOC's and SBD's lists")

@@ -113,25 +113,22 @@ def report(config: Config, ids: list[str], kinds: dict[str, Path]) -> None:
         print(f"mode 3: masks of {len(ids)} images in {names}; no true masks for split '{config.split}', so no mIoU")
         return
     path = stages.folder(config, STAGE) / f"result_{config.split}.json"
-    results = figures_of_before(config, path, ids, kinds)
+    masks = [folder / f"{image_id}.png" for folder in kinds.values() for image_id in ids]
+    truths = [mask_path(config.voc_root, image_id) for image_id in ids]
+    seen = runs.digest_of([list_path(config.voc_root, config.split), *masks, *truths])
+    results = figures_of_before(path, kinds, seen)
     if not results:
         results = {kind: evaluate(folder, config.voc_root, ids) for kind, folder in kinds.items()}
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps({"made_from": seen} | results, indent=1) + "\n", encoding="utf-8")
     print(as_markdown(results, f"{config.split}, {len(ids)} images"))
     print(f"mode 3: masks in {names}, figures in {path}")
 
 
-def figures_of_before(config: Config, path: Path, ids: list[str], kinds: dict[str, Path]) -> dict[str, dict]:
-    """The stored figures, if they are newer than the list and all masks that they were computed from; else none."""
-    masks = [folder / f"{image_id}.png" for folder in kinds.values() for image_id in ids]
-    sources = [list_path(config.voc_root, config.split), *masks, *(mask_path(config.voc_root, i) for i in ids)]
-    try:
-        made = path.stat().st_mtime_ns
-        if all(source.stat().st_mtime_ns <= made for source in sources):
-            stored = runs.read_config(path)
-            if all(stored[kind]["images"] == len(ids) and "miou" in stored[kind] for kind in kinds):
-                return stored
-    except (OSError, InputError, KeyError, TypeError):
-        pass  # they are computed anew
+def figures_of_before(path: Path, kinds: dict[str, Path], seen: str) -> dict[str, dict]:
+    """The stored figures, if they were computed from the same list and masks; else none."""
+    if path.exists():
+        stored = runs.read_config(path)
+        if stored.get("made_from") == seen and all(isinstance(stored.get(kind), dict) for kind in kinds):
+            return {kind: stored[kind] for kind in kinds}
     return {}

@@ -85,7 +85,8 @@ def results(config: Config) -> list[dict]:
     tables = []
     for path in found:
         content = read_json(path)
-        rows = {name: value for name, value in content.items() if isinstance(value, dict) and "iou" in value}
+        rows = {name: value for name, value in content.items() if isinstance(value, dict)}
+        rows = {name: value for name, value in rows.items() if isinstance(value.get("iou"), dict)}
         if rows:
             names = next(iter(rows.values()))["iou"]
             shown = [c for c in names if any(row["iou"].get(c) is not None for row in rows.values())]
