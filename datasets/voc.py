@@ -117,6 +117,10 @@ def image_path(root: str | Path, image_id: str) -> Path:
     return Path(root) / "JPEGImages" / f"{image_id}.jpg"
 
 
+def annotation_path(root: str | Path, image_id: str) -> Path:
+    return Path(root) / "Annotations" / f"{image_id}.xml"
+
+
 def mask_path(root: str | Path, image_id: str) -> Path:
     return Path(root) / "SegmentationClass" / f"{image_id}.png"
 
@@ -227,7 +231,7 @@ def read_present(root: str | Path, image_id: str) -> np.ndarray:
     Raises:
         InputError: the file is missing, no VOC annotation, or names an unknown class or none.
     """
-    path, classes = Path(root) / "Annotations" / f"{image_id}.xml", class_names(root)
+    path, classes = annotation_path(root, image_id), class_names(root)
     present = np.zeros(len(classes), np.float32)
     present[0] = 1
     for name in read_names(path):

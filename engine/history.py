@@ -118,10 +118,9 @@ def note_columns(folder: Path, rows: dict[str, dict[str, str]], masks: list[str]
         masks: the pictures among them that are masks.
         ids: the logged images.
     """
-    if distributed.rank() == 0:
-        content = {"rows": rows, "masks": masks, "ids": ids}
-        with atomic_write(folder / COLUMNS) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = {"rows": rows, "masks": masks, "ids": ids}
+    with atomic_write(folder / COLUMNS) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def note_pass(folder: Path, images: int, started: float) -> None:

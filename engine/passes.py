@@ -1,37 +1,42 @@
 """Stages that go over the images once: what is done is kept, the rest is shared out, its files are written beside."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from engine import distributed
+from datasets.files import read_bytes
+from engine import distributed, runs
 from engine.history import note_pass
 from engine.loading import Key
 from engine.progress import progress
 from engine.workers import Workers, at_most_cores
 from settings.config import Config
 
+# In a stage's folder, a line an image: its id and what its photograph and annotation held when its files were made.
+MADE_FROM = "made_from.txt"
 
+
+@dataclass(frozen=True)
 class Pass:
     """What is left to do for this process.
 
-    Args:
+    Attributes:
         batches: places of images in the list; a batch is there whole if one of its images is to do, so that what an
             image gives is a function of the list and not of where a run was cut.
-        to_do: the ids of those images.
+        to_do: the ids of those images, with the digest of what each is made from.
         refresh: of the pages, every few minutes.
     """
 
-    def __init__(
-        self, batches: list[list[int]], to_do: dict[str, None], workers: Workers, bar, refresh: Callable[[], None]
-    ):
-        self.batches, self.to_do, self._workers, self._bar, self._refresh = batches, to_do, workers, bar, refresh
-
-    @property
-    def ids(self) -> list[str]:
-        """What is to do, one by one, in the order of the list."""
-        return list(self.to_do)
+    batches: list[list[int]]
+    to_do: dict[str, str]
+    notes: Path
+    workers: Workers
+    bar: Any
+    refresh: Callable[[], None]
 
     def keys(self, seeds: Callable[[int], int] = lambda place: 0) -> list[list[Key]]:
         """The batches for engine.loading.Batches; `seeds`: of what is random in a sample, by its place."""
@@ -40,9 +45,17 @@ class Pass:
     def write(self, image_id: str, function: Callable, *arguments) -> None:
         """Let a worker make an image's files, unless they are there; all arguments must be picklable."""
         if image_id in self.to_do:
-            self._workers.queue(function, *arguments)
-            self._bar.update()
-            self._refresh()
+            note = f"{image_id} {self.to_do[image_id]}\n"
+            self.workers.queue(write_and_note, self.notes, note, function, *arguments)
+            self.bar.update()
+            self.refresh()
+
+
+def write_and_note(notes: Path, note: str, function: Callable, *arguments) -> None:
+    """Make an image's files, then say what they are made from."""
+    function(*arguments)
+    with open(notes, "a", encoding="utf-8") as file:
+        file.write(note)
 
 
 @contextmanager
@@ -58,7 +71,8 @@ def image_pass(
     """Run the body over what is not done, then wait for its files and for the other processes.
 
     Args:
-        folder: receives the history.
+        folder: receives the history, and what each image was made from.
+        is_done: whether an image's files are there.
         refresh: of the pages, every few minutes.
         batch: images a forward pass, after the flag that sets it.
 
@@ -68,14 +82,24 @@ def image_pass(
     size, started = batch[1], time.perf_counter()
     whole = [list(range(first, min(first + size, len(ids)))) for first in range(0, len(ids), size)]
     mine = distributed.shard(whole)
-    to_do = {ids[place]: None for places in mine for place in places if not is_done(ids[place])}
+    before = notes_of(folder / MADE_FROM)
+    now = {ids[place]: runs.picture_digest(config.voc_root, ids[place]) for places in mine for place in places}
+    # A folder that an older version filled has no notes.
+    done = {image_id for image_id in now if is_done(image_id) and (before or now).get(image_id) == now[image_id]}
+    to_do = {image_id: made_from for image_id, made_from in now.items() if image_id not in done}
     mine = [places for places in mine if any(ids[place] in to_do for place in places)]
     with (
         distributed.faults(*batch),
         Workers(at_most_cores(config.workers)) as workers,
         progress(title, len(to_do), len(ids)) as bar,
     ):
-        yield Pass(mine, to_do, workers, bar, refresh)
+        yield Pass(mine, to_do, folder / MADE_FROM, workers, bar, refresh)
     distributed.barrier()
     if distributed.rank() == 0:
         note_pass(folder, len(to_do), started)
+
+
+def notes_of(path: Path) -> dict[str, str]:
+    """What each image was made from, the last word on it; empty if there are no notes."""
+    text = read_bytes(path, 1 << 28).decode("utf-8", "replace") if path.exists() else ""
+    return dict(re.findall(r"^(\S+) ([0-9a-f]{16})$", text, re.M))

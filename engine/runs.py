@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular, read_bytes, remove_partial
-from datasets.voc import CLASSES_FILE, check_pixels, image_path, list_path, read_ids
+from datasets.voc import CLASSES_FILE, annotation_path, check_pixels, image_path, list_path, read_ids
 from engine import distributed, locks, stages
 from settings.config import Config, from_stored, settings_of
 
@@ -84,7 +84,8 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
     _check_inputs(config, made_from)
     split = config.split if stage == "mode 3" else config.train_split
     own = json.loads(json.dumps(asdict(config)))
-    own["made_from"] = {PICTURES: pictures_digest(config, split)}
+    # What a pass over the images is made from it knows image by image (engine.passes).
+    own["made_from"] = {PICTURES: pictures_digest(config, split)} if stages.STAGES[stage].epochs else {}
     for path in made_from:
         name = path.name if path.name not in own["made_from"] else f"{path.name}, another"
         own["made_from"][name] = digest(path)
@@ -120,7 +121,7 @@ def _as_now(stored, own: dict[str, str]) -> dict[str, str]:
     """What an older version noted of its inputs, as this one does: names without their folder, and no pictures."""
     stored = stored if isinstance(stored, dict) else {}
     plain = {str(name).rpartition("/")[2]: value for name, value in stored.items()}
-    return ({PICTURES: own[PICTURES]} if PICTURES not in plain else {}) | plain
+    return ({PICTURES: own[PICTURES]} if PICTURES in own and PICTURES not in plain else {}) | plain
 
 
 def _differs(stored: dict, own: dict, name: str) -> bool:
@@ -182,12 +183,17 @@ def _digest(path: Path) -> str:
         raise InputError(f"{path} cannot be read ({error})") from None
 
 
+def picture_digest(root: str, image_id: str) -> str:
+    """What a photograph and its annotation hold."""
+    return digest_of([image_path(root, image_id), annotation_path(root, image_id)])
+
+
 def pictures_digest(config: Config, split: str) -> str:
-    """What the photographs of a list and, where they are learned from, their labels hold."""
+    """The same of all images of a list."""
     if not list_path(config.voc_root, split).exists():
         return ""
-    ids = read_ids(config.voc_root, split)
-    return digest_of([image_path(config.voc_root, image_id) for image_id in ids])
+    total = "".join(picture_digest(config.voc_root, image_id) for image_id in read_ids(config.voc_root, split))
+    return hashlib.sha256(total.encode()).hexdigest()[:16]
 
 
 def image_ids(config: Config, split: str) -> list[str]:

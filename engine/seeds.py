@@ -18,6 +18,7 @@ class SeedSource:
     title: str  # for people
     folder: Path
     stage: str = ""  # that writes it; empty: others made it
+    ending: str = ".png"  # of its files: masks, or stored maps (.npz)
 
 
 def source(config: Config, name: str) -> SeedSource:
@@ -30,7 +31,8 @@ def source(config: Config, name: str) -> SeedSource:
     known = OLD_NAMES.get(name, name)
     if known in written:
         stage, seeds = written[known]
-        return SeedSource(name, seeds.title, Path(config.out) / stages.filled(seeds.folder, config.modelid), stage)
+        folder = Path(config.out) / stages.filled(seeds.folder, config.modelid)
+        return SeedSource(name, seeds.title, folder, stage, seeds.ending)
     if name == stages.TRUTH:
         return SeedSource(name, "true masks", mask_path(config.voc_root, "").parent)
     if name.startswith(stages.MASKS) or "/" in name:
@@ -64,12 +66,13 @@ def need(config: Config, seeds: SeedSource, ids: list[str]) -> None:
         InputError: seeds are missing, have no background, or do not fit their images; the message names the first
             and, where a stage makes them, its command.
     """
-    paths = [seed_path(seeds.folder, image_id) for image_id in ids]
     if seeds.stage:
+        paths = [seeds.folder / f"{image_id}{seeds.ending}" for image_id in ids]
         runs.need_all(paths, stages.command(config, seeds.stage))
-        if paths[0].suffix == ".npz" and load_maps(paths[0]).classes[0] != 0:
+        if seeds.ending == ".npz" and load_maps(paths[0]).classes[0] != 0:
             raise InputError(f"{seeds.name}: its maps have no background, so no mask follows from them; name another")
         return
+    paths = [seed_path(seeds.folder, image_id) for image_id in ids]
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise InputError(

@@ -20,6 +20,7 @@ class Seeds:
     name: str  # as --knowledge, --advice and --seed_source name it
     title: str  # for people
     folder: str  # below --out; {modelid} is the run's name
+    ending: str = ".npz"  # of its files: stored maps, or masks (.png)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ RESULTS = "prepare_labels/results"
 CAM = Seeds("cam", "CAM", f"{RESULTS}/out_cam")
 PSA_MAPS = Seeds("psa", "PSA", f"{RESULTS}/out_aff")
 PSA_CRF = Seeds("psa_crf", "PSA+CRF", f"{RESULTS}/out_aff_crf")
-STATIC_SSDD = Seeds("ssdd", "static SSDD", "precompute/{modelid}")
+STATIC_SSDD = Seeds("ssdd", "static SSDD", "precompute/{modelid}", ".png")
 STAGES = {
     "train_cls": Stage("classifier", "-m prepare_labels.train_cls", (f"{RESULTS}/cls",), (), "cls_epochs", "labels"),
     "make_cam_labels": Stage(

@@ -54,7 +54,7 @@ def run(config: Config) -> None:
 
     refreshed = partial(refresh_now_and_then, config, "labels")
     with image_pass(config, "PSA", walked, ids, is_done, refreshed) as left:
-        for image_id in left.ids:
+        for image_id in left.to_do:
             image = read_image(config.voc_root, image_id)
             cam = read_seed(cams, image_id, image.shape[:2])
             with torch.inference_mode():

@@ -45,7 +45,7 @@ def run(config: Config) -> None:
     refreshed = partial(refresh_now_and_then, config, "labels")
     alphas = (config.alpha_low, config.alpha_high)
     with image_pass(config, "CAM", folders[0], ids, is_done, refreshed) as left:
-        for image_id in left.ids:
+        for image_id in left.to_do:
             image = read_image(config.voc_root, image_id)
             classes = np.flatnonzero(read_present(config.voc_root, image_id))[1:]
             present = torch.from_numpy(classes - 1).to(device)

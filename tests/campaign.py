@@ -41,7 +41,7 @@ from datasets.errors import InputError
 from datasets.pictures import read_photo
 from datasets.seed_store import load_differences, load_maps, save_differences, save_maps
 from datasets.voc import class_names, image_size, read_ids, read_image, read_mask, read_present
-from engine import checkpoint, history, runs, stages
+from engine import checkpoint, history, passes, runs, stages
 from engine.resume import Standing, read_state, weights_are_finite, write_state
 from engine.training import sgd
 from models.psa.classifier import Classifier
@@ -111,7 +111,7 @@ def flags_of(root: Path, out: Path, **fields) -> list[str]:
 def artefacts(folder: Path) -> dict[str, bytes]:
     """What is compared: every file but event files, which hold times, the stored Config, which holds paths, the lock,
     which holds the process, and the training state, which no later stage reads; of histories what is no time."""
-    left_out = ("config.json", "state.pth", ".ssdd.lock")
+    left_out = ("config.json", "state.pth", ".ssdd.lock", passes.MADE_FROM)
     return {
         str(path.relative_to(folder)): steps_of(path) if path.name == history.FILE else path.read_bytes()
         for path in sorted(folder.rglob("*"))

@@ -22,6 +22,7 @@ from tests.conftest import as_flags
 # A value of each field that differs from voc()'s and can work alone.
 OTHER = {
     "crop": 440,
+    "width": 0.5,
     "eval_size": 456,
     "static_side": (450, 500),
     "dynamic_side": (448, 449),

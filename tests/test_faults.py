@@ -17,7 +17,7 @@ import main_ssdd
 from datasets.errors import InputError
 from engine import checkpoint, distributed, runs, stages
 from engine.loading import Batches
-from engine.workers import CrfWorkers
+from engine.workers import Workers
 from settings.config import demo
 from tests.conftest import as_flags
 from tests.test_training import CPU, Numbers
@@ -113,7 +113,7 @@ def test_a_crf_process_that_dies_is_one_line(own_run, monkeypatch, capsys):
     def queue(self, function, /, *arguments):
         self.submit(die).result()
 
-    monkeypatch.setattr(CrfWorkers, "queue", queue)
+    monkeypatch.setattr(Workers, "queue", queue)
     for path in stages.folder(own_run, "mode 3").rglob("*.png"):
         path.unlink()
     with pytest.raises(SystemExit) as end:
@@ -123,7 +123,7 @@ def test_a_crf_process_that_dies_is_one_line(own_run, monkeypatch, capsys):
 
 
 def hold_workers(sender) -> None:
-    with CrfWorkers(1) as workers:
+    with Workers(1) as workers:
         sender.send(workers.submit(os.getpid).result())
         time.sleep(60)
 

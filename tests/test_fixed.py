@@ -131,7 +131,7 @@ def test_missing_seeds_are_named_before_training(source, own_run, capsys):
     config = replace(own_run, seed_source=source)
     path = {
         "psa": store_path(stages.folder(config, "make_aff_labels"), image_id),
-        "crf": store_path(stages.folder(config, "make_aff_labels", 1), image_id),
+        "psa_crf": store_path(stages.folder(config, "make_aff_labels", 1), image_id),
         "ssdd": stages.folder(config, "mode 1") / f"{image_id}.png",
         "truth": Path(config.voc_root) / "SegmentationClass" / f"{image_id}.png",
     }[source]

@@ -23,7 +23,7 @@ import torch
 from datasets.demo import make_demo
 from datasets.files import PARTIAL
 from datasets.voc import CLASSES
-from engine import distributed, history, stages
+from engine import distributed, history, passes, stages
 from engine.checkpoint import save_weights
 from models.psa.affinity import AffinityNet
 from models.psa.classifier import Classifier
@@ -38,6 +38,7 @@ CHAIN = (
     "import sys; from prepare_labels import make_aff_labels, make_cam_labels; "
     "make_cam_labels.main(sys.argv[1:]); make_aff_labels.main(sys.argv[1:])"
 )
+NOTES = (history.FILE, passes.MADE_FROM)
 STORES = ("out_cam", "out_la_crf", "out_ha_crf", "out_aff", "out_aff_crf")
 
 
@@ -77,14 +78,14 @@ def finish(process: subprocess.Popen) -> None:
 def store(config) -> dict[str, bytes]:
     """Every file of the five folders by its path, hidden ones too, but the notes of how long it took."""
     results = stages.folder(config, "make_cam_labels").parent
-    paths = [path for kind in STORES for path in sorted((results / kind).rglob("*")) if path.name != history.FILE]
+    paths = [path for kind in STORES for path in sorted((results / kind).rglob("*")) if path.name not in NOTES]
     return {str(path.relative_to(results)): path.read_bytes() for path in paths}
 
 
 def made(config) -> int:
     """How many files are done."""
     folders = [labels_folder(config, kind) for kind in STORES]
-    return sum(not path.name.startswith(PARTIAL) and path.name != history.FILE for f in folders for path in f.glob("*"))
+    return sum(not path.name.startswith(PARTIAL) and path.name not in NOTES for f in folders for path in f.glob("*"))
 
 
 def emptied(config) -> None:

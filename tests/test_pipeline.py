@@ -32,7 +32,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not {"tensorboard", "script", "history.jsonl"} & {*path.parts}
+        if path.is_file() and not {"tensorboard", "script", "history.jsonl", "made_from.txt"} & {*path.parts}
     }
 
 

@@ -66,11 +66,11 @@ def test_a_run_killed_at_every_single_step_ends_where_the_whole_one_does(tmp_pat
 def send_at_step(toy: Toy, step: int, *numbers: int) -> None:
     losses = toy.losses
 
-    def sending(batch):
+    def sending(batch, epoch):
         if len(toy.steps) == step:
             for number in numbers:
                 os.kill(os.getpid(), number)
-        return losses(batch)
+        return losses(batch, epoch)
 
     toy.losses = sending
 
@@ -122,8 +122,8 @@ def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path):
     toy = Toy(tmp_path, checkpoint_every=EVERY_STEP)
     losses = toy.losses
 
-    def breaking(batch):
-        minimised, others = losses(batch)
+    def breaking(batch, epoch):
+        minimised, others = losses(batch, epoch)
         return {"loss": minimised["loss"] * (math.nan if len(toy.steps) == 3 else 1)}, others
 
     toy.losses = breaking

@@ -46,7 +46,6 @@ def run(config: Config) -> None:
     segmentation, ddnet = build(config, dynamic=True)
     weights = start_from_classifier(config, segmentation)
     runs.claim(config, STAGE, [weights, *samples.seeds.values(), differences.folder, *runs.training_data(config)])
-    write_columns(folder, samples, config.pictures, MODULES, seed=2)
     last = stages.checkpoint_path(folder, "seg", config.epochs)
     if last.exists():
         print(f"mode 2: {last} is complete")
@@ -69,7 +68,8 @@ def run(config: Config) -> None:
                 result = result_of(batch, parallel)
             return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
 
-        train_ssdd(config, STAGE, device, step, samples, losses, result_of)
+        columns = partial(write_columns, folder, samples, config.pictures, MODULES, seed=2)
+        train_ssdd(config, STAGE, device, step, samples, losses, result_of, columns)
     if distributed.rank() == 0:
         refresh(config, stages.STAGES[STAGE].page)
         print(f"mode 2: wrote {last}, pictures in {folder / 'imgs'}")

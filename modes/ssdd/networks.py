@@ -108,6 +108,7 @@ def train_ssdd(
     samples: SeedSamples,
     losses: Callable[[dict, float], Losses],
     result_of: Callable[[dict], StepResult],
+    write_columns: Callable[[], None],
 ) -> None:
     """Train segmentation network and DD-Net side by side, each on its own loss with its own optimiser.
 
@@ -116,6 +117,7 @@ def train_ssdd(
         step: holds `segmentation` and `ddnet`.
         losses: see engine.training.Training.
         result_of: batch → StepResult, for the pictures.
+        write_columns: says how they stand on their page.
     """
     folder = stages.folder(config, stage)
     pictures = PictureSamples(samples, config.pictures, config.bn)
@@ -129,6 +131,8 @@ def train_ssdd(
                 if history is not None:
                     write_pictures(folder / "imgs", epoch, batch, result, history)
                     count_pixels(config.voc_root, batch, result, counts)
+        if history is not None:
+            write_columns()
         if counts:
             history.epoch(epoch, {f"miou_{what}": mean_iou(total) for what, total in counts.items()})
         train_with_frozen_batchnorm(step)

@@ -1,5 +1,7 @@
 """Mode 0: train the segmentation network and the DD-Net on the knowledge (PSA) against the advice (PSA+CRF)."""
 
+from functools import partial
+
 import torch
 
 from engine import distributed, runs, seeds, stages
@@ -32,8 +34,6 @@ def run(config: Config) -> None:
     segmentation, ddnet = build(config, dynamic=False)
     weights = start_from_classifier(config, segmentation)
     runs.claim(config, STAGE, [weights, *samples.seeds.values(), *runs.training_data(config)])
-    pair = tuple(source.title for source in seeds.pair(config))
-    write_columns(folder, samples, config.pictures, {"SSDD module": pair}, seed=1)
     last = stages.checkpoint_path(folder, "seg", config.epochs)
     if last.exists():
         print(f"mode 0: {last} is complete")
@@ -50,7 +50,9 @@ def run(config: Config) -> None:
             result = result_of(batch, parallel)
         return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
 
-    train_ssdd(config, STAGE, device, step, samples, losses, result_of)
+    titles = {"SSDD module": tuple(source.title for source in seeds.pair(config))}
+    columns = partial(write_columns, folder, samples, config.pictures, titles, seed=1)
+    train_ssdd(config, STAGE, device, step, samples, losses, result_of, columns)
     if distributed.rank() == 0:
         refresh(config, stages.STAGES[STAGE].page)
         print(f"mode 0: wrote {last}, pictures in {folder / 'imgs'}")
