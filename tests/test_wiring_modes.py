@@ -134,9 +134,9 @@ def test_mode_0_trains_as_the_reference(momentum, precision, config):
         reference.assert_trained(path, network.state_dict(), before, ("encoder.conv1a",))
     assert sorted(p.name for p in models.iterdir()) == [f"{n}_000{e}.pth" for n in ("seg", "ssdd") for e in (1, 2)]
     kept = torch.load(models / "seg_0002.pth", weights_only=True)
-    assert (
-        kept["classes"] == list(CLASSES) and kept["config"]["width"] == config.width and kept["config"]["epochs"] == 2
-    )
+    assert kept["classes"] == list(CLASSES)
+    assert kept["config"]["width"] == config.width and kept["config"]["epochs"] == 2 and kept["config"]["seed"] == 3
+    assert not kept["config"].keys() & {"voc_root", "out", "device", "workers", "weights", "fresh"}
 
 
 def test_mode_0_keeps_every_second_checkpoint_and_the_last(config):
@@ -157,6 +157,12 @@ def test_pictures_of_mode_0_are_what_its_network_makes_of_whole_images(config):
     ids = read_ids(config.voc_root, "train_aug")
     samples = SeedSamples(config.voc_root, ids, pair_of(config), config.crop)
     assert {p.name for p in (folder / "imgs").glob("*.jpg")} == {f"{ids[n]}.jpg" for n in (0, 2, 5)}
+    told = json.loads((folder / "pictures.json").read_text())
+    assert told["ids"] == [ids[n] for n in (0, 2, 5)] and told["masks"] == ["k1", "a1", "d1"]
+    assert list(told["rows"].values()) == [
+        {"photo": "image", "k1": "seed", "d1": "integrated", "truth": "true mask"},
+        {"k1": "K: PSA", "dk1": "d_K", "da1": "d_A", "a1": "A: PSA+CRF", "d1": "integrated"},
+    ]
     for n in (0, 2, 5):
         batch = default_collate([samples[n]])
         with torch.no_grad():
@@ -261,6 +267,9 @@ def test_mode_2_trains_as_the_reference(fields, config, inputs):
     start = copies(*parts)
     train_reference(config, parts, samples, partial(dynamic_loss, *parts, config))
     models = Path(config.out) / "logs" / "dssdd_ssdd" / "models"
+    told = json.loads((models.parent / "pictures.json").read_text())
+    assert told["masks"] == ["k1", "a1", "d1", "k2", "a2", "d2"]
+    assert list(told["rows"].values())[0] == {"photo": "image", "k2": "seed", "d2": "integrated", "truth": "true mask"}
     for name, network, before in zip(("seg", "ssdd"), parts, start, strict=True):
         reference.assert_trained(models / f"{name}_0002.pth", network.state_dict(), before, ("encoder.conv1a",))
 
