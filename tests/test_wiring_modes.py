@@ -269,7 +269,7 @@ def test_mode_2_trains_as_the_reference(fields, config, inputs):
     models = Path(config.out) / "logs" / "dssdd_ssdd" / "models"
     told = json.loads((models.parent / "pictures.json").read_text())
     assert told["masks"] == ["k1", "a1", "d1", "k2", "a2", "d2"]
-    assert list(told["rows"].values())[0] == {"photo": "image", "k2": "seed", "d2": "integrated", "truth": "true mask"}
+    assert told["rows"][""] == {"photo": "image", "k2": "seed", "d2": "integrated", "truth": "true mask"}
     for name, network, before in zip(("seg", "ssdd"), parts, start, strict=True):
         reference.assert_trained(models / f"{name}_0002.pth", network.state_dict(), before, ("encoder.conv1a",))
 
