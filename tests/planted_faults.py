@@ -153,9 +153,7 @@ def _plant(left: list[Fault], free: list[Path], under_way: list[Run]) -> list[Fa
             if run.fault is None and status != 0:
                 raise RuntimeError(f"the tests do not pass without a fault: {said}")
             # 1: tests failed. All else but 0 is no verdict: they could not even be collected, or took too long.
-            outcome = {0: "LIVES", 1: "found"}.get(
-                status, f"NO VERDICT ({said if status else 'killed or too long'})"
-            )
+            outcome = {0: "LIVES", 1: "found"}.get(status, f"NO VERDICT ({said if status else 'killed or too long'})")
             if run.fault:
                 print(f"{outcome:6s} {time.monotonic() - run.started:5.1f} s  {run.fault}", flush=True)
                 lives += [] if status == 1 else [run.fault]
