@@ -7,12 +7,14 @@ Each fault must make its tests fail within a minute. A line for each, then the t
 """
 
 import argparse
+import contextlib
 import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -78,6 +80,7 @@ def run_tests(copy: Path, tests: list[str], seconds: int) -> None:
 
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     said = os.open(copy.parent / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(said, stream)
@@ -110,9 +113,10 @@ class Run:
         """Exit status of pytest, None where it took too long, and what it said last; the copy is as before."""
         self.process.join(max(0, self.until - time.monotonic()))
         status = self.process.exitcode
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        with contextlib.suppress(ProcessLookupError):  # it leads a group of all that its tests started
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.join()
         if self.fault:
             (self.copy / self.fault.file).write_text(self.before, encoding="utf-8")
         said = (self.copy.parent / "said.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -125,8 +129,17 @@ def plant_all(faults: list[Fault], copies: list[Path]) -> list[Fault]:
 
     Beside the first ones all their tests run without a fault: they must pass, or their failing would say nothing.
     """
-    left, lives, free = list(faults), [], copies[1:]
     under_way = [Run(copies[0], sorted({fault.tests for fault in faults}), 10 * SECONDS)]
+    try:
+        return _plant(list(faults), copies[1:], under_way)
+    finally:
+        for run in under_way:
+            run.until = 0
+            run.end()
+
+
+def _plant(left: list[Fault], free: list[Path], under_way: list[Run]) -> list[Fault]:
+    lives = []
     while left or under_way:
         while left and free:
             fault = left.pop(0)
@@ -138,12 +151,9 @@ def plant_all(faults: list[Fault], copies: list[Path]) -> list[Fault]:
             free.append(run.copy)
             status, said = run.end()
             if run.fault is None and status != 0:
-                for other in under_way:
-                    other.until = 0
-                    other.end()
                 raise RuntimeError(f"the tests do not pass without a fault: {said}")
             # 1: tests failed. All else but 0 is no verdict: they could not even be collected, or took too long.
-            outcome = {0: "LIVES", 1: "found"}.get(status, f"NO VERDICT ({said if status else 'over a minute'})")
+            outcome = {0: "LIVES", 1: "found"}.get(status, f"NO VERDICT ({said if status else 'killed or too long'})")
             if run.fault:
                 print(f"{outcome:6s} {time.monotonic() - run.started:5.1f} s  {run.fault}", flush=True)
                 lives += [] if status == 1 else [run.fault]
@@ -169,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(wrong) or f"no fault has {' '.join(arguments.only)!r} in its line", file=sys.stderr)
         return 2
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     for library in LIBRARIES:  # once, not once a fault; of the project itself nothing is imported here
         importlib.import_module(library)

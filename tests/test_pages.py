@@ -64,6 +64,16 @@ def test_linked_files_exist_and_lie_on_this_disk(run):
                 assert (folder / unquote(data["pictures"]) / f"{sample['id']}_0002_{what}.png").is_file()
 
 
+def test_columns_show_what_their_titles_say(run):
+    ends = {"image": "JPEGImages/ID.jpg", "true mask": "SegmentationClass/ID.png"}
+    seeds = {title: f"labels/ID_{name}.png" for name, title in (("cam", "CAM"), ("psa", "PSA"), ("psa_crf", "PSA+CRF"))}
+    masks = {"mask": "validation/ssdd/mask/ID.png", "mask after CRF": "validation/ssdd/crf/ID.png"}
+    for name, own in (("labels", ends | seeds), ("val", ends | masks)):
+        columns = data_of(Path(run.out) / "script" / f"{name}.html")["columns"]
+        found = {column["title"]: unquote(column["before"] + "ID" + column["after"]) for column in columns}
+        assert {title for title, end in own.items() if not found[title].endswith(f"/{end}")} == set()
+
+
 def test_scores_and_pictures_of_errors_agree_with_the_masks(run, tiny_voc):
     folder = Path(run.out)
     for row in data_of(folder / "script" / "val.html")["rows"]:

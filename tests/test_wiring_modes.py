@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 import main_ssdd
-from datasets.samples.seeds import FixedSeedSamples, SeedSamples
+from datasets.samples.seeds import SeedSamples, StoredDifferences
 from datasets.seed_store import load_differences, load_maps, store_path
 from datasets.transforms import as_tensor, jittered, normalise
 from datasets.voc import CLASSES, read_ids, read_image, read_mask, read_present
@@ -86,6 +86,11 @@ def copies(*parts):
     return [{k: v.clone() for k, v in network.state_dict().items()} for network in parts]
 
 
+def pair_of(config):
+    """Folders of knowledge and advice, by the names that their masks have in a sample."""
+    return {"knowledge": results(config) / "out_aff", "advice": results(config) / "out_aff_crf"}
+
+
 def x_of(batch):
     return normalise(jittered(batch["image"], batch["order"], batch["factors"]))
 
@@ -113,9 +118,8 @@ def history_of(folder: Path) -> list[dict]:
 def test_mode_0_trains_as_the_reference(momentum, precision, config):
     config = replace(config, momentum=momentum, precision=precision)
     run(0, config)
-    psa, crf = results(config) / "out_aff", results(config) / "out_aff_crf"
     ids = read_ids(config.voc_root, "train_aug")
-    samples = SeedSamples(config.voc_root, ids, psa, crf, config.crop, config.static_side)
+    samples = SeedSamples(config.voc_root, ids, pair_of(config), config.crop, config.static_side)
     parts = networks(config, dynamic=False)
     start = copies(*parts)
     steps = train_reference(config, parts, samples, partial(static_loss, *parts, precision))
@@ -130,9 +134,9 @@ def test_mode_0_trains_as_the_reference(momentum, precision, config):
         reference.assert_trained(path, network.state_dict(), before, ("encoder.conv1a",))
     assert sorted(p.name for p in models.iterdir()) == [f"{n}_000{e}.pth" for n in ("seg", "ssdd") for e in (1, 2)]
     kept = torch.load(models / "seg_0002.pth", weights_only=True)
-    assert (
-        kept["classes"] == list(CLASSES) and kept["config"]["width"] == config.width and kept["config"]["epochs"] == 2
-    )
+    assert kept["classes"] == list(CLASSES)
+    assert kept["config"]["width"] == config.width and kept["config"]["epochs"] == 2 and kept["config"]["seed"] == 3
+    assert not kept["config"].keys() & {"voc_root", "out", "device", "workers", "weights", "fresh"}
 
 
 def test_mode_0_keeps_every_second_checkpoint_and_the_last(config):
@@ -150,10 +154,15 @@ def test_pictures_of_mode_0_are_what_its_network_makes_of_whole_images(config):
     segmentation.load_state_dict(reference.weights_in(folder / "models" / "seg_0001.pth"))
     ddnet.load_state_dict(reference.weights_in(folder / "models" / "ssdd_0001.pth"))
     segmentation.eval(), ddnet.eval()
-    psa, crf = results(config) / "out_aff", results(config) / "out_aff_crf"
     ids = read_ids(config.voc_root, "train_aug")
-    samples = SeedSamples(config.voc_root, ids, psa, crf, config.crop)
+    samples = SeedSamples(config.voc_root, ids, pair_of(config), config.crop)
     assert {p.name for p in (folder / "imgs").glob("*.jpg")} == {f"{ids[n]}.jpg" for n in (0, 2, 5)}
+    told = json.loads((folder / "pictures.json").read_text())
+    assert told["ids"] == [ids[n] for n in (0, 2, 5)] and told["masks"] == ["k1", "a1", "d1"]
+    assert list(told["rows"].values()) == [
+        {"photo": "image", "k1": "seed", "d1": "integrated", "truth": "true mask"},
+        {"k1": "K: PSA", "dk1": "d_K", "da1": "d_A", "a1": "A: PSA+CRF", "d1": "integrated"},
+    ]
     for n in (0, 2, 5):
         batch = default_collate([samples[n]])
         with torch.no_grad():
@@ -180,9 +189,9 @@ def test_mode_1_stores_what_the_reference_predicts(checkpoint, augmented, recipe
         network.load_state_dict(reference.weights_in(models / f"{name}_000{checkpoint or 2}.pth"))
         network.eval()
     segmentation, ddnet = parts
-    folders = results(config) / "out_aff", results(config) / "out_aff_crf"
+    folders = pair_of(config)
     ids = read_ids(config.voc_root, "train_aug")
-    samples = SeedSamples(config.voc_root, ids, *folders, config.crop, None, augmented)
+    samples = SeedSamples(config.voc_root, ids, folders, config.crop, None, augmented)
     made = Path(config.out) / "precompute" / "ssdd"
     for place, image_id in enumerate(ids):
         batch = default_collate([reference.sample(samples, place, reference.epoch_seed(config.seed, place))])
@@ -195,7 +204,7 @@ def test_mode_1_stores_what_the_reference_predicts(checkpoint, augmented, recipe
         torch.testing.assert_close(stored_a, d_a[0, 0], rtol=1e-4, atol=1e-5)
         assert (stored_k - stored_a).abs().max() > 1e-3
         size = read_image(config.voc_root, image_id).shape[:2]
-        seeds = [load_maps(store_path(folder, image_id)) for folder in folders]
+        seeds = [load_maps(store_path(folder, image_id)) for folder in folders.values()]
         k, a = (torch.from_numpy(seed.classes[seed.maps.argmax(0)])[None] for seed in seeds)
         large = [F.interpolate(d[None, None], size, mode="bilinear") for d in (stored_k, stored_a)]
         present = torch.from_numpy(read_present(config.voc_root, image_id))[None]
@@ -251,21 +260,16 @@ def test_mode_2_trains_as_the_reference(fields, config, inputs):
     config = replace(config, static_checkpoint=0, precompute_augmented=bool(fields), crf_train=2)
     link_differences(config, inputs)
     run(2, config)
-    folders = results(config) / "out_aff", results(config) / "out_aff_crf"
-    samples = SeedSamples(
-        config.voc_root,
-        read_ids(config.voc_root, "train_aug"),
-        *folders,
-        config.crop,
-        config.dynamic_side,
-        differences=Path(config.out) / "precompute" / "ssdd",
-        move_maps=not fields,
-        swap_maps=bool(fields),
-    )
+    stored = StoredDifferences(Path(config.out) / "precompute" / "ssdd", move=not fields, swap=bool(fields))
+    ids = read_ids(config.voc_root, "train_aug")
+    samples = SeedSamples(config.voc_root, ids, pair_of(config), config.crop, config.dynamic_side, differences=stored)
     parts = networks(config, dynamic=True)
     start = copies(*parts)
     train_reference(config, parts, samples, partial(dynamic_loss, *parts, config))
     models = Path(config.out) / "logs" / "dssdd_ssdd" / "models"
+    told = json.loads((models.parent / "pictures.json").read_text())
+    assert told["masks"] == ["k1", "a1", "d1", "k2", "a2", "d2"]
+    assert told["rows"][""] == {"photo": "image", "k2": "seed", "d2": "integrated", "truth": "true mask"}
     for name, network, before in zip(("seg", "ssdd"), parts, start, strict=True):
         reference.assert_trained(models / f"{name}_0002.pth", network.state_dict(), before, ("encoder.conv1a",))
 
@@ -301,7 +305,7 @@ def test_mode_4_trains_as_the_reference(source, config, inputs):
             cv2.imwrite(str(folder / f"{image_id}.png"), mask.astype(np.uint8))
     run(4, config)
     ids = read_ids(root, "train_aug")
-    samples = FixedSeedSamples(str(root), ids, folder, config.crop, config.static_side)
+    samples = SeedSamples(str(root), ids, {"seed": folder}, config.crop, config.static_side)
     parts = networks(config, dynamic=False)[:1]
     start = copies(*parts)
 

@@ -4,12 +4,14 @@ import contextlib
 import io
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import main_ssdd
+from engine.passes import image_pass
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from tests.conftest import as_flags, tiny
 
@@ -92,6 +94,19 @@ def test_every_step_and_mode_has_an_identity_of_its_own(whole):
     stored = [json.loads((whole[0] / folder / "config.json").read_text()) for folder in MADE_FROM]
     # make_cam_labels fills three folders, make_aff_labels two.
     assert len({config["identity"] for config in stored}) == len(MADE_FROM) - 3
+
+
+def test_a_batch_of_a_pass_is_a_function_of_the_list_alone(tiny_voc, tmp_path):
+    """What is done leaves out whole batches only, and of the others nothing is written again."""
+    config, ids, written = tiny(tiny_voc, tmp_path), list("abcdefgh"), []
+    made = partial(image_pass, config, "pass", tmp_path, ids, refresh=lambda: None, batch=("--eval_batch", 3))
+    with made(is_done=set("abcdg").__contains__) as left:
+        for batch in left.keys(lambda place: 10 * place):
+            for place, _ in batch:
+                left.write(ids[place], written.append, ids[place])
+        assert left.keys(lambda place: 10 * place) == [[(3, 30), (4, 40), (5, 50)], [(6, 60), (7, 70)]]
+        assert left.ids == written == list("efh")
+    assert json.loads((tmp_path / "history.jsonl").read_text())["images"] == 3
 
 
 @pytest.mark.parametrize("name", NEXT)
