@@ -1,6 +1,8 @@
 """Step 3 of the label chain: train AffinityNet on the confident parts of the CRF'd CAMs (PSA).
 
-python -m prepare_labels.train_aff
+    python -m prepare_labels.train_aff
+
+It starts from the classifier's weights.
 """
 
 from functools import partial

@@ -14,9 +14,9 @@ from settings.field import MACHINE, RUN
 class Parser(argparse.ArgumentParser):
     """Reports a bad flag in one line, as every other bad input; the usage of all flags would hide it."""
 
-    def __init__(self, description: str):
+    def __init__(self, description: str = "", **options):
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {' '.join(message.split())}; see --help".encode(errors="replace").decode(), file=sys.stderr)

@@ -15,8 +15,8 @@ PROGRAMS = ["main_ssdd"] + [
 ]
 SOURCE = "".join(
     path.read_text(encoding="utf-8")
-    for folder in ("datasets", "models", "modes", "prepare_labels", "tools")
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for folder in ("datasets", "engine", "evaluation", "models", "modes", "prepare_labels", "settings", "tools")
+    for path in sorted((ROOT / folder).rglob("*.py"))
 )
 
 

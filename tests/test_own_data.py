@@ -197,7 +197,7 @@ def test_killed_imports_go_on_and_others_are_not_mixed_in(own_data, monkeypatch)
     import_of(own_data)
     whole = contents(own_data / "data")
     (own_data / "data").rename(own_data / "whole")
-    read, done = import_images.read, []
+    read, done = import_images.read_photo, []
 
     def killed(path: Path) -> np.ndarray:
         if len(done) == 2:
@@ -205,7 +205,7 @@ def test_killed_imports_go_on_and_others_are_not_mixed_in(own_data, monkeypatch)
         done.append(path)
         return read(path)
 
-    monkeypatch.setattr(import_images, "read", killed)
+    monkeypatch.setattr(import_images, "read_photo", killed)
     with pytest.raises(SystemExit):
         import_of(own_data)
     first = set(done)
@@ -213,7 +213,7 @@ def test_killed_imports_go_on_and_others_are_not_mixed_in(own_data, monkeypatch)
     with pytest.raises(InputError, match="unfinished import of other pictures"):
         import_images.import_images(own_data / "others", own_data / "labels.csv", own_data / "data", 0.3)
     (own_data / "others").rename(own_data / "photos")
-    monkeypatch.setattr(import_images, "read", lambda path: (done.append(path), read(path))[1])
+    monkeypatch.setattr(import_images, "read_photo", lambda path: (done.append(path), read(path))[1])
     import_of(own_data)
     assert contents(own_data / "data") == whole
     assert not first & set(done[2:])

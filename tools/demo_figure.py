@@ -1,6 +1,8 @@
 """The README's picture: what the network of `make demo` sees in the first validation images.
 
-python -m tools.demo_figure --out demo --figure docs/demo.png
+    python -m tools.demo_figure --out demo --figure docs/demo.png
+
+Photograph, true mask, mask of the network, the same after CRF.
 """
 
 from pathlib import Path
