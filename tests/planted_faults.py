@@ -84,6 +84,7 @@ def run_tests(copy: Path, tests: list[str], seconds: int) -> None:
     said = os.open(copy.parent / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(said, stream)
+    sys.stdout, sys.stderr = (open(said, "a", encoding="utf-8", closefd=False) for _ in range(2))  # noqa: SIM115
     os.chdir(copy)
     sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(ROOT)))]
     sys.argv = ["pytest"]
@@ -93,8 +94,9 @@ def run_tests(copy: Path, tests: list[str], seconds: int) -> None:
             del sys.modules[name]
     sys.modules.pop("tests", None)
     options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", f"--basetemp={copy.parent / 'pytest'}"]
+    status = int(pytest.main([*options, *tests]))
     sys.stdout.flush()
-    os._exit(int(pytest.main([*options, *tests])))
+    os._exit(status)
 
 
 class Run:

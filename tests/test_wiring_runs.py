@@ -114,3 +114,8 @@ def test_a_batch_of_a_pass_is_a_function_of_the_list_alone(tiny_voc, tmp_path, m
     monkeypatch.setattr(runs, "picture_digest", lambda root, name: f"{ord(name) + (name == 'f'):016x}")
     with made(is_done=set("abcdefgh").__contains__) as left:
         assert list(left.to_do) == list("abcdfg")
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_every_program_names_the_one_that_comes_next(name, whole):
+    assert f"next: {NEXT[name]}" in whole[2][name]
