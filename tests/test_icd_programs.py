@@ -61,8 +61,9 @@ def refused(program, config, capsys) -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         program.main(as_flags(config))
-    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
-    assert end.value.code == 2 and len(errors) == 1 and errors[0].startswith("error: "), errors
+    said = capsys.readouterr().err
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert end.value.code == 2 and len(errors) == 1 and said.endswith(errors[0] + "\n"), said
     return errors[0]
 
 
