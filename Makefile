@@ -1,4 +1,5 @@
-# make demo: the whole method on the embedded data set.   make test: the tests.   Both install what they need.
+# make demo: the whole method on the embedded data set.   make demo-icd: ICD on the same.   make test: the tests.
+# All install what they need.
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo
@@ -14,7 +15,7 @@ FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED) --d
 PARALLEL := OMP_NUM_THREADS=$(shell expr '(' $$(nproc) + $(PROCESSES) - 1 ')' / $(PROCESSES)) \
   $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES)
 
-.PHONY: demo test study campaign lint
+.PHONY: demo demo-icd test study campaign lint
 
 # Ends with a line of advice where the first line of $(CONSTRAINTS) names another Python.
 define FITTING
@@ -47,6 +48,19 @@ demo: .venv/installed
 	  "dynamic SSDD=$(OUT)/validation/ssdd/mask" "dynamic SSDD + CRF=$(OUT)/validation/ssdd/crf" \
 	  --json $(OUT)/val.json
 	@echo; $(BIN)/python -m script.make_pages $(FLAGS)
+
+# ICD on the data of `make demo`; OUT and SEED as there. Figures beside those of CAM and PSA, where these are there.
+ICD := $(FLAGS) --icd_batch $(shell expr 16 / $(PROCESSES))
+demo-icd: .venv/installed
+	$(BIN)/python -m datasets.demo $(OUT)/VOC2012
+	$(PARALLEL) -m prepare_labels.make_superpixels $(ICD)
+	$(PARALLEL) -m prepare_labels.train_icd $(ICD)
+	$(PARALLEL) -m prepare_labels.make_icd_labels $(ICD)
+	@echo; echo "Seeds, made from image-level labels only, on the training images; 255 (unknown) counts as wrong:"
+	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train --out $(OUT) ICD=icd ICD+CRF=icd_crf \
+	  $(if $(wildcard $(OUT)/prepare_labels/results/out_aff_crf),CAM=cam PSA=psa PSA+CRF=psa_crf) \
+	  --json $(OUT)/seeds_icd.json
+	@echo; $(BIN)/python -m script.make_pages $(ICD)
 
 # One thread a process: more would wait for each other.
 test: .venv/installed

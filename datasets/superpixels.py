@@ -67,18 +67,21 @@ def read_superpixels(path: str | Path, size: tuple[int, int], most: int = MOST) 
     return numbers
 
 
-def random_scaled_crop(image: Tensor, superpixels: Tensor, crop: int) -> tuple[Tensor, Tensor]:
+def random_scaled_crop(
+    image: Tensor, superpixels: Tensor, crop: int, scales: tuple[float, ...] = SCALES
+) -> tuple[Tensor, Tensor]:
     """ICD's augmentation: scale, mirror, pad below and on the right, crop at a random place.
 
     Args:
         image: 3×H×W uint8.
         superpixels: H×W ids from 0.
         crop: side of the result.
+        scales: one of them is drawn.
 
     Returns:
         3×crop×crop uint8, padded with 127, and crop×crop int64 ids, renumbered from 0; the padding is one more id.
     """
-    scale = SCALES[int(torch.randint(len(SCALES), ()))]
+    scale = scales[int(torch.randint(len(scales), ()))]
     size = [int(side * scale + 0.5) for side in image.shape[-2:]]
     image = F.resize(image, size, antialias=False)
     ids = F.resize(superpixels[None], size, InterpolationMode.NEAREST)[0].long()

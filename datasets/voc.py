@@ -223,10 +223,11 @@ def _scans(file: BinaryIO) -> int:
     return count
 
 
-def read_present(root: str | Path, image_id: str) -> np.ndarray:
+def read_present(root: str | Path, image_id: str, difficult: bool = True) -> np.ndarray:
     """Image-level labels from Annotations/<id>.xml: (C,) float32 of zeros and ones, background (first) always 1.
 
-    Every object counts, also those marked difficult, as in PSA.
+    Args:
+        difficult: whether objects marked so count, as in PSA; ICD skips them unless nothing else is there.
 
     Raises:
         InputError: the file is missing, no VOC annotation, or names an unknown class or none.
@@ -234,7 +235,7 @@ def read_present(root: str | Path, image_id: str) -> np.ndarray:
     path, classes = annotation_path(root, image_id), class_names(root)
     present = np.zeros(len(classes), np.float32)
     present[0] = 1
-    for name in read_names(path):
+    for name in read_names(path, difficult):
         if name not in classes[1:]:
             known = f"{len(classes) - 1} of {CLASSES_FILE}" if classes != CLASSES else "VOC's 20"
             raise InputError(f"{path} names the class {name[:40]!r}, which is none of {known}")
@@ -242,8 +243,11 @@ def read_present(root: str | Path, image_id: str) -> np.ndarray:
     return present
 
 
-def read_names(path: Path) -> list[str]:
+def read_names(path: Path, difficult: bool = True) -> list[str]:
     """The names of the objects in a VOC annotation, at least one.
+
+    Args:
+        difficult: whether objects marked so are named where there are others.
 
     Raises:
         InputError: the file is missing, no VOC annotation, or names no object.
@@ -259,12 +263,19 @@ def read_names(path: Path) -> list[str]:
     if any(word in data for word in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
         raise InputError(f"{path} is not a VOC annotation (a document type, or not UTF-8)")
     try:
-        names = [(element.text or "").strip() for element in ElementTree.fromstring(data).iterfind("object/name")]
+        objects = ElementTree.fromstring(data).findall("object")
+        marks = [(element.findtext("difficult") or "").strip() == "1" for element in objects]
+        plain = [element for element, marked in zip(objects, marks, strict=True) if not marked]
+        names = _object_names(objects if difficult else plain) or _object_names(objects)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise InputError(f"{path} is not readable XML ({error})") from None
     if not names:
         raise InputError(f"{path} names no object: nothing can be learned from an image without a label, unlist its id")
     return names
+
+
+def _object_names(objects: list[ElementTree.Element]) -> list[str]:
+    return [(name.text or "").strip() for element in objects for name in element.iterfind("name")]
 
 
 def read_mask(path: str | Path, classes: int = len(CLASSES)) -> np.ndarray:
@@ -285,6 +296,32 @@ def read_mask(path: str | Path, classes: int = len(CLASSES)) -> np.ndarray:
     if unknown.size:
         raise InputError(f"{path} holds the index {unknown[0]}, which is no class (0…{classes - 1}, 255 = ignore)")
     return mask
+
+
+def check_pictures(folder: str | Path, root: str | Path, ids: list[str], mode: str, what: str) -> None:
+    """Check by their headers, before a long run, that a folder has a PNG of each photograph's size.
+
+    Args:
+        mode: Pillow's name of the kind of picture that is needed, RGB or L.
+        what: the pictures are, for people.
+
+    Raises:
+        InputError: one is missing, no PNG, of another kind or size; names the first.
+    """
+    paths = [Path(folder) / f"{image_id}.png" for image_id in ids]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(paths)} {what} are missing, first {missing[0]}: every image needs one"
+        )
+    for image_id, path in zip(ids, paths, strict=True):
+        found, size = decode(path, lambda image: (image.mode, (image.height, image.width)), ("PNG",))
+        if found != mode:
+            kind = {"RGB": "three channels that hold superpixel ids", "L": "8 bits of grey"}[mode]
+            raise InputError(f"{path} is a {found} picture, needed: a PNG of {kind}")
+        needed = image_size(root, image_id)
+        if size != needed:
+            raise InputError(f"{path} is {size[1]}×{size[0]} pixels, its photograph {needed[1]}×{needed[0]}; mend one")
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:

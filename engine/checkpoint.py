@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from datasets.errors import InputError
 from datasets.files import atomic_write
+from datasets.transforms import MEAN, STD
 from datasets.voc import CLASSES
 from datasets.weights import load
+from models.vgg16 import from_any_names
 from settings.config import FIELDS, Config, from_stored
 from settings.field import RUN, STAGE
 
@@ -69,7 +71,11 @@ def load_into(network: nn.Module, path: str | Path, new: tuple[str, ...] = (), u
         InputError: other keys are missing or left over, shapes differ (weights of another width), or values are not
             finite.
     """
-    state = {key: value for key, value in load_state(path).items() if not key.startswith(unused)}
+    fill(network, {key: value for key, value in load_state(path).items() if not key.startswith(unused)}, path, new)
+
+
+def fill(network: nn.Module, state: dict[str, Tensor], path: str | Path, new: tuple[str, ...] = ()) -> None:
+    """`load_into` for a state dict that was brought under the network's keys; `path` is where it came from."""
     own = network.state_dict()
     # Files by other programs may lack BatchNorm's step counter, which nothing here uses.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked") and not k.startswith(new)]
@@ -86,6 +92,25 @@ def load_into(network: nn.Module, path: str | Path, new: tuple[str, ...] = (), u
         if own[key].is_floating_point() and (value.dtype not in _FLOATS or not torch.isfinite(value).all()):
             raise InputError(f"{path}: {key} holds values that are not finite, or no floats ({value.dtype})")
     network.load_state_dict(state, strict=False)
+
+
+def load_vgg(path: str | Path) -> dict[str, Tensor]:
+    """State dict of VGG16 or of ICD's network under our keys, for input RGB − 127, from a .pth file under any names.
+
+    Raises:
+        InputError: see `load_state`; or it is neither's.
+    """
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    try:
+        state = from_any_names(load_state(path), mean, std)
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{path} is no VGG16: {error} is missing or has another shape") from None
+    if "conv1_1.weight" not in state:
+        raise InputError(
+            f"{path} is no VGG16: it has no conv1_1; needed is vgg16_20M (python -m tools.convert_weights) or "
+            "torchvision's vgg16"
+        )
+    return state
 
 
 def save(path: str | Path, content) -> None:

@@ -23,11 +23,14 @@ class EpochOrder:
     Args:
         length: samples.
         batch: samples a process and step.
+        drop_rest: leave out what does not fill a last batch of all processes; else that batch is smaller.
     """
 
-    def __init__(self, length: int, batch: int, seed: int):
+    def __init__(self, length: int, batch: int, seed: int, drop_rest: bool = False):
         self.length, self.batch, self.seed = length, batch, seed
         self.samples = -(-length // distributed.processes())  # of this process
+        if drop_rest:
+            self.samples = length // (batch * distributed.processes()) * batch
         self.steps = -(-self.samples // batch)
         self.start(0, 0)
 

@@ -40,6 +40,9 @@ RESULTS = "prepare_labels/results"
 CAM = Seeds("cam", "CAM", f"{RESULTS}/out_cam")
 PSA_MAPS = Seeds("psa", "PSA", f"{RESULTS}/out_aff")
 PSA_CRF = Seeds("psa_crf", "PSA+CRF", f"{RESULTS}/out_aff_crf")
+ICD_SEEDS = Seeds("icd", "ICD", f"{RESULTS}/out_icd", ".png")
+ICD_CRF = Seeds("icd_crf", "ICD+CRF", f"{RESULTS}/out_icd_crf", ".png")
+ICD_SALIENCY = Seeds("icd_saliency", "ICD, saliency", f"{RESULTS}/out_icd_saliency", ".png")
 STATIC_SSDD = Seeds("ssdd", "static SSDD", "precompute/{modelid}", ".png")
 STAGES = {
     "train_cls": Stage("classifier", "-m prepare_labels.train_cls", (f"{RESULTS}/cls",), (), "cls_epochs", "labels"),
@@ -66,6 +69,26 @@ STAGES = {
         ("train_aff", "make_cam_labels"),
         page="labels",
         seeds=(PSA_MAPS, PSA_CRF),
+    ),
+    "make_superpixels": Stage(
+        "superpixels", "-m prepare_labels.make_superpixels", (f"{RESULTS}/superpixels",), page="labels"
+    ),
+    "train_icd": Stage("ICD, network", "-m prepare_labels.train_icd", (f"{RESULTS}/icd",), (), "icd_epochs", "labels"),
+    "make_icd_labels": Stage(
+        "ICD",
+        "-m prepare_labels.make_icd_labels",
+        (ICD_SEEDS.folder, ICD_CRF.folder),
+        ("train_icd",),
+        page="labels",
+        seeds=(ICD_SEEDS, ICD_CRF),
+    ),
+    "make_icd_saliency_labels": Stage(
+        "ICD, saliency",
+        "-m prepare_labels.make_icd_labels --saliency FOLDER",
+        (ICD_SALIENCY.folder,),
+        ("train_icd",),
+        page="labels",
+        seeds=(ICD_SALIENCY,),
     ),
     "mode 0": Stage(
         "mode 0, static SSDD",
@@ -98,6 +121,7 @@ STAGES = {
     ),
 }
 PSA = ("train_cls", "make_cam_labels", "train_aff", "make_aff_labels")
+ICD = ("make_superpixels", "train_icd", "make_icd_labels")
 SSDD = ("mode 0", "mode 1", "mode 2", "mode 3")
 # Beside what stages write: the true masks, as an upper bound, and masks of any other origin.
 TRUTH, MASKS = "truth", "masks:"
@@ -127,12 +151,12 @@ def command(config: Config, stage: str) -> str:
 
 
 def label_network(config: Config, stage: str) -> Path:
-    """The weights that train_cls or train_aff leaves."""
+    """The weights that train_cls, train_aff or train_icd leaves."""
     return folder(config, stage) / "weights.pth"
 
 
 def checkpoint_path(run: Path, network: str, epoch: int) -> Path:
-    """The checkpoint of a training run after `epoch` epochs; network: seg or ssdd."""
+    """The checkpoint of a training run after `epoch` epochs; network: seg, ssdd or icd."""
     return run / "models" / f"{network}_{epoch:04d}.pth"
 
 

@@ -42,6 +42,7 @@ class Training:
         after_epoch: called by every process with the number of complete epochs and, on the first process, the history,
             before the state is written.
         refresh: of the pages, every few minutes.
+        drop_rest: an epoch ends with its last whole batch, as statistics of the global batch need it.
         after_step: called with the number of complete steps of the run, say to move an average of the weights.
     """
 
@@ -56,6 +57,7 @@ class Training:
     losses: Callable[[dict, float], Losses]
     after_epoch: Callable[[int, History | None], None]
     refresh: Callable[[], None]
+    drop_rest: bool = False
     after_step: Callable[[int], None] = nothing
 
 
@@ -67,7 +69,7 @@ def train(run: Training, config: Config, device: torch.device) -> None:
             a process was lost.
         Stopped: by SIGTERM or SIGINT; the state is written.
     """
-    order = EpochOrder(len(run.samples), run.batch, config.seed)
+    order = EpochOrder(len(run.samples), run.batch, config.seed, run.drop_rest)
     at = last_state(run, config.epochs, order.steps, device)
     batches = Batches(config, run.samples, order, device)
     journal = Journal(run.title, run.folder, at, order, config.epochs)

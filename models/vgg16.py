@@ -96,9 +96,32 @@ def padded(image: Tensor, side: int = SIDE) -> Tensor:
         3×S×S uint8.
     """
     height, width = image.shape[-2:]
-    larger = max(height, width)
-    side = side if larger <= side else 8 * -(-(larger - 1) // 8) + 1
+    side = padded_side(height, width, side)
     return F.pad(image, (0, side - width, 0, side - height), value=MEAN)
+
+
+def padded_side(height: int, width: int, side: int = SIDE) -> int:
+    """The side of the square that `padded` makes."""
+    larger = max(height, width)
+    return side if larger <= side else 8 * -(-(larger - 1) // 8) + 1
+
+
+def from_any_names(state: Mapping[str, Tensor], mean: Tensor, std: Tensor) -> dict[str, Tensor]:
+    """State dict under our keys of weights that others stored: under MXNet's names, torchvision's, or ours.
+
+    torchvision's names with an fc6 beside them are taken for a copy of `vgg16_20M`, whose input is RGB − 127.
+
+    Args:
+        mean, std: of torchvision's input, see `for_plain_input`.
+
+    Raises:
+        KeyError: torchvision's names, but a convolution is missing.
+    """
+    if "features.0.weight" not in state:
+        return from_mxnet_names(state)
+    layers = {key: value for key, value in state.items() if key.startswith(("fc6.", "fc7."))}
+    convolutions = from_torchvision(state)
+    return convolutions | layers if layers else for_plain_input(convolutions, mean, std)
 
 
 def from_mxnet_names(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:

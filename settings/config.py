@@ -10,15 +10,21 @@ import typing
 from dataclasses import dataclass, replace
 
 from settings.common import CELL, Backbone, DenseCrf, Machine, Run
+from settings.icd import Icd
 from settings.psa import Psa
 from settings.ssdd import Differences, Evaluation, Ssdd
 
 # The settings of each system, as `--help` groups them; those of "common" belong to every program.
-GROUPS = {"common": (Run, Machine, Backbone, DenseCrf), "psa": (Psa,), "ssdd": (Ssdd, Differences, Evaluation)}
+GROUPS = {
+    "common": (Run, Machine, Backbone, DenseCrf),
+    "psa": (Psa,),
+    "ssdd": (Ssdd, Differences, Evaluation),
+    "icd": (Icd,),
+}
 
 
 @dataclass(frozen=True)
-class Config(Evaluation, Differences, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
+class Config(Icd, Evaluation, Differences, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
     """All settings; a run is a function of them, the data and the seed."""
 
     def stage(self, epochs: int) -> "Config":
@@ -100,6 +106,17 @@ def demo() -> Config:
         cls_lr=1e-3,
         cls_optimiser="adamw",
         aff_epochs=3,
+        # No ImageNet network: a narrow VGG16 learns from scratch, which needs BatchNorm and a higher rate, and
+        # superpixels are as alike as their colours, as nothing that learned is there when they are made.
+        superpixel_features="colour",
+        icd_batchnorm=True,
+        icd_width=0.25,
+        icd_crop=97,
+        icd_scales=(0.75, 1.0, 1.25),
+        icd_side=145,
+        icd_epochs=15,
+        icd_batch=16,
+        icd_lr=1e-2,
     )
 
 

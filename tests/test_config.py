@@ -29,13 +29,15 @@ OTHER = {
     "cls_side": (300, 300),
     "eval_scales": (0.75, 1.25),
     "cam_scales": (0.5,),
+    "icd_scales": (0.5,),
+    "icd_momentum": 0.5,
     "epochs": 3,
     "momentum": 0.9,
     "alpha": 0.25,
     "dropout": 0.25,
 }
 FIELDS = {entry.name: entry for entry in dataclasses.fields(Config)}
-EVERY = ("psa", "ssdd")
+EVERY = ("psa", "ssdd", "icd")
 
 
 def other(name):

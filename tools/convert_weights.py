@@ -2,8 +2,11 @@
 
     python -m tools.convert_weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params weights/imagenet.pth
 
-IN is either the MXNet file of ResNet-38 trained on ImageNet (read with NumPy alone), or a .pth state dict of PSA or
-SSDD, with or without `module.` before its keys. OUT is a state dict in float32 under this project's keys.
+    python -m tools.convert_weights vgg16_20M.params weights/vgg16_20M.pth
+
+IN is the MXNet file of ResNet-38 trained on ImageNet, of vgg16_20M or of a trained ICD (read with NumPy alone); or a
+.pth state dict of PSA, SSDD or ICD, of a copy of vgg16_20M, or torchvision's vgg16, with or without `module.` before
+its keys. OUT is a state dict in float32 under this project's keys; VGG16's is for input RGB − 127.
 """
 
 import math
@@ -18,8 +21,10 @@ from torch import Tensor
 
 from datasets.errors import InputError, program
 from datasets.files import open_regular, read_bytes, refuse_overwrite
-from engine.checkpoint import load_state, save
+from engine.checkpoint import load_state, load_vgg, save
+from models.icd.network import IcdNetwork
 from models.resnet38 import ResNet38
+from models.vgg16 import from_mxnet_names
 from settings.flags import Parser
 
 MXNET_FILE = struct.pack("<Q", 0x112)
@@ -30,6 +35,8 @@ TORCH_FILES = (b"PK\x03\x04", b"\x80\x02")  # zip archive, and the format before
 
 BATCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
 IMAGENET_CLASSIFIER = "linear1000_"
+VGG16_FIRST = "conv1_1_weight"
+VGG16_KEYS = ("conv1_1", "features.0.")
 ENCODER = "encoder."
 HEADS = ("fc8.", "f8_3.", "f8_4.", "f8_5.", "f9.", "seg_main.", "seg_sub.", "dd_head0.", "dd_head1.", "dd0.", "dd1.")
 
@@ -127,6 +134,32 @@ def backbone_shapes(width: float = 1.0) -> dict[str, tuple[int, ...]]:
         return {key: tuple(tensor.shape) for key, tensor in ResNet38(width).state_dict().items()}
 
 
+def icd_shapes() -> dict[str, tuple[int, ...]]:
+    """Key → shape of every tensor of ICD's network, VGG16 included."""
+    with torch.device("meta"):
+        return {key: tuple(tensor.shape) for key, tensor in IcdNetwork().state_dict().items()}
+
+
+def known_to_icd(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """What ICD's network has of a state dict, and the keys that were dropped: those of ImageNet's classifier.
+
+    Raises:
+        InputError: a layer of the published network has another shape.
+    """
+    known = icd_shapes()
+    trained = "icd_bu_weight" in state
+    kept = {key: tensor for key, tensor in state.items() if key in known and (trained or not key.startswith("fc8."))}
+    for key, tensor in kept.items():
+        # A trained network may know other classes than VOC's 20.
+        own = known[key][1:] if key.startswith(("fc8.", "conv_ft.", "icd_")) else known[key]
+        if tuple(tensor.shape)[-len(own) :] != own and own:
+            raise InputError(
+                f"{path}: {key} is {tuple(tensor.shape)}, in ICD's network {known[key]}: another network's"
+            )
+    # Cloned: a tensor that is a part of a larger one would be stored with all of it.
+    return {key: tensor.detach().float().clone() for key, tensor in kept.items()}, [k for k in state if k not in kept]
+
+
 def mxnet_name(key: str) -> str:
     """The MXNet file's name of a backbone key, as b4_5.conv_branch2a.weight → res4b5_branch2a_weight."""
     *layers, field = key.split(".")
@@ -150,6 +183,8 @@ def from_mxnet(path: Path, known: Iterable[str]) -> tuple[dict[str, Tensor], lis
     """
     keys = {mxnet_name(key): key for key in known if not key.endswith("num_batches_tracked")}
     arrays = read_mxnet(path)
+    if VGG16_FIRST in arrays:
+        return known_to_icd(from_mxnet_names({name: torch.from_numpy(array) for name, array in arrays.items()}), path)
     dropped = [name for name in arrays if name.startswith(IMAGENET_CLASSIFIER)]
     unknown = [name for name in arrays if name not in keys and name not in dropped]
     if unknown:
@@ -170,6 +205,8 @@ def from_torch(path: Path, known: Iterable[str]) -> tuple[dict[str, Tensor], lis
         InputError: the file is damaged, holds anything but plain tensors, or none that is known here.
     """
     state = load_state(path)
+    if any(key.removeprefix("arg:").startswith(VGG16_KEYS) for key in state):
+        return known_to_icd(load_vgg(path), path)
     backbone = {ENCODER + key for key in known} | set(known)
     kept = {key: tensor for key, tensor in state.items() if key in backbone or key.startswith(HEADS)}
     if not kept:
@@ -205,6 +242,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
 
 def describe(state: dict[str, Tensor], dropped: list[str]) -> list[str]:
     """Lines that say which layers were found, dropped and missed, compared with ResNet-38 at the width in `state`."""
+    if "conv1_1.weight" in state:
+        return describe_vgg(state, dropped)
     known = backbone_shapes()
     found = {key.removeprefix(ENCODER): tuple(tensor.shape) for key, tensor in state.items()}
     found = {key: shape for key, shape in found.items() if key in known}
@@ -230,6 +269,19 @@ def describe(state: dict[str, Tensor], dropped: list[str]) -> list[str]:
         else:
             lines.append(f"a whole ResNet-38 of width {width:g}")
     return lines
+
+
+def describe_vgg(state: dict[str, Tensor], dropped: list[str]) -> list[str]:
+    """The same for VGG16's and ICD's files, and which of them it is."""
+    missed = [key for key in icd_shapes() if key not in state and not key.endswith("num_batches_tracked")]
+    lines = [f"found    {counted(state)}", *([f"dropped  {counted(dropped)}"] if dropped else [])]
+    if "icd_bu_weight" in state:
+        return [*lines, f"missed   {counted(missed)}", "a trained ICD network"]
+    if "fc6.weight" in state and "fc7.weight" in state:
+        said = "vgg16_20M: VGG16 with fc6 and fc7; train_icd draws the rest"
+    else:
+        said = "VGG16's convolutions alone; train_icd draws fc6, fc7 and the rest"
+    return [*lines, said, "whether its conv1_1 wants RGB or BGR cannot be seen from the file: RGB is assumed"]
 
 
 def counted(keys: Iterable[str]) -> str:

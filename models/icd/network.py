@@ -31,6 +31,7 @@ class IcdNetwork(Vgg16):
     Args:
         classes: number of *foreground* classes.
         width, batchnorm: see Vgg16.
+        dropout: factor on the published rate of one half.
 
     Shape:
         Input N×3×H×W (models.vgg16.subtract_mean); see IcdOutput.
@@ -40,8 +41,9 @@ class IcdNetwork(Vgg16):
         (models.vgg16.from_mxnet_names).
     """
 
-    def __init__(self, classes: int = 20, width: float = 1.0, batchnorm: bool = False):
+    def __init__(self, classes: int = 20, width: float = 1.0, batchnorm: bool = False, dropout: float = 1.0):
         super().__init__(width, batchnorm)
+        self.dropout = dropout / 2
         hidden, channels = scaled(1024, width), self.out_channels
         self.fc6 = nn.Conv2d(channels, hidden, 3, padding=1)
         self.fc7 = nn.Conv2d(hidden, hidden, 1)
@@ -74,8 +76,8 @@ class IcdNetwork(Vgg16):
 
     def forward(self, x: Tensor) -> IcdOutput:
         conv5_3, pooled = self.features(x)
-        hidden = F.dropout(F.relu(self.fc6(pooled)), 0.5, self.training)
-        hidden = F.dropout(F.relu(self.fc7(hidden)), 0.5, self.training)
+        hidden = F.dropout(F.relu(self.fc6(pooled)), self.dropout, self.training)
+        hidden = F.dropout(F.relu(self.fc7(hidden)), self.dropout, self.training)
         features = self.feat_bn(conv5_3)
         first = F.relu(self.fc6_ft(features))
         second = F.relu(self.fc7_ft(first))

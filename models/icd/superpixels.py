@@ -76,6 +76,23 @@ def region_means(features: np.ndarray, ids: np.ndarray, side: int = SIDE) -> np.
     return sums / np.bincount(ids.ravel(), minlength=regions)[:, None]
 
 
+def colour_histograms(image: np.ndarray, ids: np.ndarray, bins: int = 8) -> np.ndarray:
+    """Histogram of each channel of each superpixel, features for where there is no network: the cosine of two is how
+    far their colours are the same, which that of two mean colours is not, as it leaves out how bright they are.
+
+    Args:
+        image: H×W×3 uint8.
+        ids: H×W.
+
+    Returns:
+        K×(3·bins) float64, shares of the pixels.
+    """
+    regions = int(ids.max()) + 1
+    channels = [ids * bins + (image[..., channel].astype(np.int64) * bins >> 8) for channel in range(3)]
+    counts = [np.bincount(places.ravel(), minlength=regions * bins).reshape(regions, bins) for places in channels]
+    return np.concatenate(counts, axis=1) / np.bincount(ids.ravel(), minlength=regions)[:, None]
+
+
 def _neighbours(pixels: int, side: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
     """For the first pixels of a square's side the two cells between which each lies, and their weights: 2×pixels."""
     steps = max(side - 1, 1)
