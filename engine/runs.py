@@ -113,7 +113,8 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
     relevant = {name: own[name] for name in (*settings_of(stage), "made_from")}
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
     own["stage"] = stage
-    images = list_path(config.voc_root, config.split if stage == "mode 3" else config.train_split)
+    split = config.split if stage in ("mode 3", "recurseed evaluate") else config.train_split
+    images = list_path(config.voc_root, split)
     own["list"] = digest(images) if images.exists() else ""
     own["versions"] = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
     path = folder / "config.json"
@@ -231,11 +232,18 @@ def start_weights(config: Config, stage: str) -> Path:
     Raises:
         InputError: they are not there.
     """
+    return given_weights(config) or need(stages.label_network(config, stage), stages.command(config, stage))
+
+
+def given_weights(config: Config) -> Path | None:
+    """The weights that --weights names, if it names any.
+
+    Raises:
+        InputError: they are not there.
+    """
     if config.weights and not Path(config.weights).is_file():
         raise InputError(f"--weights={config.weights}: there is no such file")
-    if config.weights:
-        return Path(config.weights)
-    return need(stages.label_network(config, stage), stages.command(config, stage))
+    return Path(config.weights) if config.weights else None
 
 
 def last_checkpoint(config: Config, stage: str, network: str, epoch: int = 0) -> Path:
@@ -243,7 +251,7 @@ def last_checkpoint(config: Config, stage: str, network: str, epoch: int = 0) ->
 
     Args:
         config: of the stage that takes it; the networks must be the same.
-        network: seg or ssdd.
+        network: seg, ssdd or recurseed.
         epoch: another checkpoint than the last.
 
     Raises:

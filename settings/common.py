@@ -9,6 +9,7 @@ from settings.field import (
     LEARNING,
     MACHINE,
     NONE,
+    RECURSEED,
     RUN,
     SEGMENTING,
     STAGE,
@@ -23,6 +24,7 @@ MOST_PIXELS = 1 << 22  # of a photograph; VOC's have 250,000
 PRESETS = ("voc", "demo")
 RECIPES = ("paper", "released")
 PRECISIONS = ("auto", "float32", "bfloat16")
+EVERY_TRAINING = (*LEARNING, "recurseed train")
 CRF = (*LABEL_MAKING, "mode 2", "mode 3")
 
 
@@ -40,8 +42,8 @@ class Run:
     weights: str = setting("", START, TEXT, NONE, "to start from (--mode=3: to evaluate); empty: the stage before")
     fresh: bool = setting(False, START, SWITCH, NONE, "start the stage over; what is there is moved aside")
     checkpoint_every: float = setting(10.0, MACHINE, (1e-9, 1e6), NONE, "minutes between two saves within an epoch")
-    epochs: int | None = setting(None, STAGE, COUNT, LEARNING, "of the stage that runs, over its own value below")
-    seed: int = setting(0, RUN, (0, (1 << 63) - 1), LEARNING, "of first weights, order, augmentation and dropout")
+    epochs: int | None = setting(None, STAGE, COUNT, EVERY_TRAINING, "of the stage that runs, over its own value below")
+    seed: int = setting(0, RUN, (0, (1 << 63) - 1), EVERY_TRAINING, "of first weights, order, augmentation and dropout")
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,10 @@ class Machine:
 class Backbone:
     """networks, and the crop that they learn from"""
 
-    width: float = setting(1.0, RUN, (1 / 64, 2), BACKBONE, "factor on all numbers of channels; 1 = published")
-    dropout: float = setting(1.0, RUN, (0, 1.999), LEARNING, "factor on the published dropout rates, at most 0.5")
+    width: float = setting(
+        1.0, RUN, (1 / 64, 2), (*BACKBONE, *RECURSEED), "factor on all numbers of channels; 1 = published"
+    )
+    dropout: float = setting(1.0, RUN, (0, 1.999), EVERY_TRAINING, "factor on the published dropout rates, at most 0.5")
     backbone_dilation: int = setting(4, RUN, (1, 64), BACKBONE, "cells, of b6 and b7, b5 half of it; 4 = published")
     head_dilation: int = setting(12, RUN, (1, 64), SEGMENTING, "cells, of the segmentation head; 12 = published")
     crop: int = setting(448, RUN, (CELL, 4096), (*LEARNING, "mode 1"), "pixels, side of a crop (released program)")

@@ -11,14 +11,17 @@ from dataclasses import dataclass, replace
 
 from settings.common import CELL, Backbone, DenseCrf, Machine, Run
 from settings.psa import Psa
+from settings.recurseed import DEMO as RECURSEED_DEMO
+from settings.recurseed import RecurSeed, check_recurseed
 from settings.ssdd import Differences, Evaluation, Ssdd
 
 # The settings of each system, as `--help` groups them; those of "common" belong to every program.
 GROUPS = {"common": (Run, Machine, Backbone, DenseCrf), "psa": (Psa,), "ssdd": (Ssdd, Differences, Evaluation)}
+GROUPS["recurseed"] = (RecurSeed,)
 
 
 @dataclass(frozen=True)
-class Config(Evaluation, Differences, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
+class Config(RecurSeed, Evaluation, Differences, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
     """All settings; a run is a function of them, the data and the seed."""
 
     def stage(self, epochs: int) -> "Config":
@@ -83,6 +86,7 @@ def demo() -> Config:
         dynamic_side=(128, 176),
         cls_side=(112, 176),
         eval_size=128,
+        **RECURSEED_DEMO,
         bn=4,
         static_epochs=3,
         dynamic_epochs=18,
@@ -139,6 +143,7 @@ def check(config: Config) -> None:
         if value is not None:
             _check_bounds(name, value, entry.metadata["bounds"])
     _check_sizes(config)
+    check_recurseed(config)
     if config.compile and 64 * config.width < 16:
         raise ValueError("--compile: needs a --width of 0.25 or more; narrower, torch's compiled code crashes on CPUs")
     if "/" in config.modelid or config.modelid in ("", ".", ".."):

@@ -1,0 +1,47 @@
+"""The figures of masks that a system's evaluation wrote."""
+
+import json
+from pathlib import Path
+
+from datasets.errors import InputError
+from datasets.files import atomic_write
+from datasets.voc import list_path, mask_path
+from engine import runs, stages
+from evaluation.masks import as_markdown, evaluate
+from settings.config import Config
+
+
+def report(config: Config, stage: str, ids: list[str], kinds: dict[str, Path]) -> None:
+    """Print and store IoU and mIoU where the split has true masks.
+
+    Args:
+        stage: whose folder receives them.
+        kinds: folder of each kind of masks.
+    """
+    title, names = stages.STAGES[stage].title.split(",")[0], ", ".join(str(folder) for folder in kinds.values())
+    if not any(mask_path(config.voc_root, image_id).exists() for image_id in ids):
+        print(f"{title}: masks of {len(ids)} images in {names}; no true masks for split '{config.split}', so no mIoU")
+        return
+    path = stages.folder(config, stage) / f"result_{config.split}.json"
+    results = figures_of_before(config, path, ids, kinds)
+    if not results:
+        results = {kind: evaluate(folder, config.voc_root, ids) for kind, folder in kinds.items()}
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(as_markdown(results, f"{config.split}, {len(ids)} images"))
+    print(f"{title}: masks in {names}, figures in {path}")
+
+
+def figures_of_before(config: Config, path: Path, ids: list[str], kinds: dict[str, Path]) -> dict[str, dict]:
+    """The stored figures, if they are newer than the list and all masks that they were computed from; else none."""
+    masks = [folder / f"{image_id}.png" for folder in kinds.values() for image_id in ids]
+    sources = [list_path(config.voc_root, config.split), *masks, *(mask_path(config.voc_root, i) for i in ids)]
+    try:
+        made = path.stat().st_mtime_ns
+        if all(source.stat().st_mtime_ns <= made for source in sources):
+            stored = runs.read_config(path)
+            if all(stored[kind]["images"] == len(ids) and "miou" in stored[kind] for kind in kinds):
+                return stored
+    except (OSError, InputError, KeyError, TypeError):
+        pass  # they are computed anew
+    return {}
