@@ -16,7 +16,7 @@ import main_ssdd
 from datasets.errors import InputError
 from datasets.samples.recurseed import RecurSeedSamples, long_side_between
 from datasets.seed_store import load_maps, store_path
-from datasets.voc import CLASSES, image_size, read_ids, read_mask, read_present
+from datasets.voc import CLASSES, image_size, read_ids, read_image, read_mask, read_present
 from engine import checkpoint, history, stages
 from engine.training import train
 from models.recurseed.network import RecurSeedNetwork
@@ -24,6 +24,7 @@ from modes.recurseed import networks
 from modes.recurseed import train as training
 from settings.config import settings_of
 from tests.conftest import as_flags, tiny
+from tools.predict import Predictor, export
 
 SMALL = {
     "recurseed_epochs": 3,
@@ -184,7 +185,7 @@ def test_samples_know_where_the_image_ends(tiny_voc):
 
 
 def test_rates_and_decay_of_the_groups(done):
-    network = networks.build(done)
+    network = networks.build(done, 21)
     groups = training.optimiser_of(done, network).param_groups
     assert [(group["factor"], group["weight_decay"] > 0) for group in groups] == [
         (1, True),
@@ -193,7 +194,7 @@ def test_rates_and_decay_of_the_groups(done):
         (10, False),
     ]
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
-    halved = networks.build(replace(done, dropout=0.5))
+    halved = networks.build(replace(done, dropout=0.5), 21)
     assert [layer.p for layer in halved.modules() if isinstance(layer, torch.nn.Dropout)] == [0.25, 0.25, 0.05]
 
 
@@ -211,7 +212,7 @@ def test_training_starts_from_torchvisions_weights(done, tmp_path, capsys):
     given = tmp_path / "resnet50.pth"
     torch.save(backbone | {"fc.weight": torch.zeros(3, 2), "fc.bias": torch.zeros(3)}, given)
     config = replace(done, out=str(tmp_path / "out"), weights=str(given), pictures=0)
-    network = networks.build(config)
+    network = networks.build(config, 21)
     assert networks.start_from_given(config, network) == [given]
     assert all(torch.equal(value, backbone[key]) for key, value in network.model.state_dict().items())
     torch.save({"encoder.conv1a.weight": torch.zeros(3)}, given)
@@ -296,6 +297,23 @@ def test_help_shows_its_commands_and_settings(capsys):
 
 def test_classes_of_the_weights_must_be_those_of_the_images(done, tmp_path):
     path = tmp_path / "odd.pth"
-    checkpoint.save_weights(path, networks.build(done), done, (*CLASSES[:-1], "sofa bed"))
+    checkpoint.save_weights(path, networks.build(done, 21), done, (*CLASSES[:-1], "sofa bed"))
     with pytest.raises(InputError, match="knows other classes"):
         networks.trained_network(replace(done, weights=str(path)), torch.device("cpu"))
+
+
+def test_predict_makes_the_masks_of_the_evaluation(done, tiny_voc, tmp_path):
+    weights = stages.checkpoint_path(logs(done), "recurseed", 3)
+    bare = tmp_path / "bare.pth"
+    torch.save(saved(done), bare)
+    assert checkpoint.system_of(weights) == checkpoint.system_of(bare) == "recurseed"
+    folder = stages.folder(done, "recurseed evaluate")
+    for kind, crf in (("mask", False), ("crf", True)):
+        predictor = Predictor(weights, "cpu", crf=crf)
+        for image_id in read_ids(tiny_voc, "val"):
+            image = read_image(tiny_voc, image_id)
+            assert np.array_equal(predictor.mask(image), read_mask(folder / kind / f"{image_id}.png"))
+    maps = predictor.maps(image)
+    assert maps.shape == (21, *image.shape[:2]) and np.allclose(maps.sum(axis=0), 1, atol=1e-5)
+    with pytest.raises(InputError, match="only networks of SSDD"):
+        export(predictor, tmp_path / "net.pt2", [image])

@@ -12,7 +12,7 @@ from datasets.voc import write_mask, write_submission
 from engine import distributed, runs, stages
 from engine.passes import image_pass
 from models.crf import CrfKernel, dense_crf
-from modes.recurseed.networks import ImageMaps, crf_kernel, image_maps, trained_network
+from modes.recurseed.networks import ImageMaps, crf_kernel, labelled_maps, trained_network
 from modes.scores import report
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
@@ -34,9 +34,10 @@ def run(config: Config) -> None:
     page = stages.STAGES[STAGE].page
     refreshed = partial(refresh_now_and_then, config, page)
     with image_pass(config, "RecurSeed, validation", folder, ids, is_done, refreshed) as left:
-        for found in image_maps(config, network, device, left.ids, labelled=config.split == "train"):
-            outputs = [kind / f"{found.image_id}.png" for kind in kinds.values()]
-            left.write(found.image_id, write_masks, found, outputs, config.recurseed_crf, crf_kernel(config))
+        for image_id in left.ids:
+            found = labelled_maps(config, network, device, image_id, labelled=config.split == "train")
+            outputs = [kind / f"{image_id}.png" for kind in kinds.values()]
+            left.write(image_id, write_masks, found, outputs, config.recurseed_crf, crf_kernel(config))
     if distributed.rank() == 0:
         report(config, STAGE, ids, kinds)
         if config.submit:

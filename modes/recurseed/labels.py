@@ -7,7 +7,7 @@ from datasets.seed_store import save_maps, store_path
 from engine import distributed, runs, stages
 from engine.passes import image_pass
 from models.crf import CrfKernel, dense_crf
-from modes.recurseed.networks import ImageMaps, crf_kernel, image_maps, trained_network
+from modes.recurseed.networks import ImageMaps, crf_kernel, labelled_maps, trained_network
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
 
@@ -26,8 +26,10 @@ def run(config: Config) -> None:
 
     refreshed = partial(refresh_now_and_then, config, "labels")
     with image_pass(config, "RecurSeed, seeds", folders[0], ids, is_done, refreshed) as left:
-        for found in image_maps(config, network, device, left.ids, labelled=True):
-            left.write(found.image_id, store_seeds, folders, found, config.recurseed_crf, crf_kernel(config))
+        for image_id in left.ids:
+            found = labelled_maps(config, network, device, image_id, labelled=True)
+            paths = [store_path(folder, image_id) for folder in folders]
+            left.write(image_id, store_seeds, paths, found, config.recurseed_crf, crf_kernel(config))
     if distributed.rank() == 0:
         refresh(config, "labels")
         names = " and ".join(str(folder) for folder in folders)
@@ -35,8 +37,8 @@ def run(config: Config) -> None:
         print(f"next: {stages.command(config, 'recurseed evaluate')}")
 
 
-def store_seeds(folders: list[Path], found: ImageMaps, iterations: int, kernel: CrfKernel) -> None:
+def store_seeds(paths: list[Path], found: ImageMaps, iterations: int, kernel: CrfKernel) -> None:
     """Write the maps of one image after the CRF, and last the maps that it was given."""
     refined = dense_crf(found.image, found.maps, iterations, kernel)
-    for folder, maps, made_by in ((folders[1], refined, "RecurSeed, CRF"), (folders[0], found.maps, "RecurSeed")):
-        save_maps(store_path(folder, found.image_id), found.classes, maps, found.image.shape[:2], made_by)
+    for path, maps, made_by in ((paths[1], refined, "RecurSeed, CRF"), (paths[0], found.maps, "RecurSeed")):
+        save_maps(path, found.classes, maps, found.image.shape[:2], made_by)

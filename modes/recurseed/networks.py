@@ -1,6 +1,5 @@
 """What the modes of RecurSeed share: its network, the weights that it starts from, and its maps of one image."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from datasets.transforms import MEAN, STD, as_tensor, normalise
 from datasets.voc import class_names, read_image, read_present
 from engine import checkpoint, distributed, runs
 from models.crf import CrfKernel
-from models.recurseed.inference import class_maps, crf_images, multiscale_prediction
+from models.recurseed.inference import Prediction, class_maps, crf_images, multiscale_prediction
 from models.recurseed.network import RecurSeedNetwork, start_from_imagenet
 from models.recurseed.steps import SeedSettings
 from settings.config import Config
@@ -21,9 +20,9 @@ from settings.config import Config
 NETWORK = "recurseed"  # in the names of weights files
 
 
-def build(config: Config) -> RecurSeedNetwork:
-    """A fresh network, its published dropout rates times --dropout."""
-    network = RecurSeedNetwork(len(class_names(config.voc_root)), config.width)
+def build(config: Config, classes: int) -> RecurSeedNetwork:
+    """A fresh network for `classes` classes, background included; its published dropout rates times --dropout."""
+    network = RecurSeedNetwork(classes, config.width)
     for layer in network.modules():
         if isinstance(layer, nn.Dropout):
             layer.p *= config.dropout
@@ -73,7 +72,7 @@ def trained_network(config: Config, device: torch.device) -> tuple[RecurSeedNetw
     trained, classes = checkpoint.load_description(weights)[1], class_names(config.voc_root)
     if trained != classes:
         raise InputError(f"{weights} knows other classes ({' '.join(trained)}) than {config.voc_root} has")
-    network = build(config)
+    network = build(config, len(classes))
     checkpoint.load_into(network, weights)
     layout = distributed.memory_format(device, config.width)
     return network.to(device, memory_format=layout).eval().requires_grad_(False), weights
@@ -82,31 +81,44 @@ def trained_network(config: Config, device: torch.device) -> tuple[RecurSeedNetw
 class ImageMaps(NamedTuple):
     """What the network makes of one image, K classes of it, the background first."""
 
-    image_id: str
     image: np.ndarray  # H×W×3 uint8, as the CRF is given it
     classes: np.ndarray  # K ascending
     maps: np.ndarray  # K×H×W float32
 
 
-def image_maps(
-    config: Config, network: RecurSeedNetwork, device: torch.device, ids: list[str], labelled: bool
-) -> Iterator[ImageMaps]:
-    """The maps of images at their own size, one after the other.
+def labelled_maps(
+    config: Config, network: RecurSeedNetwork, device: torch.device, image_id: str, labelled: bool
+) -> ImageMaps:
+    """The maps of an image of the data set.
 
     Args:
-        labelled: choose the classes by the image-level labels; otherwise by their scores.
+        labelled: choose its classes by its image-level labels; otherwise by their scores.
     """
+    present = read_present(config.voc_root, image_id) if labelled else None
+    return image_maps(config, network, device, read_image(config.voc_root, image_id), present)
+
+
+def image_maps(
+    config: Config, network: RecurSeedNetwork, device: torch.device, image: np.ndarray, present: np.ndarray | None
+) -> ImageMaps:
+    """The maps of an image H×W×3 uint8 at its own size; present: (C,) label that chooses the classes, else scores do."""
+    x = network_input(config, device, image)
+    prediction = predicted(config, network, x)
+    labels = None if present is None else torch.from_numpy(present)[None].to(device)
+    maps, chosen = class_maps(prediction, labels, config.score)
+    places = chosen[0].nonzero()[:, 0]
+    return ImageMaps(crf_images(x, MEAN, STD)[0].cpu().numpy(), places.cpu().numpy(), maps[0, places].cpu().numpy())
+
+
+def network_input(config: Config, device: torch.device, image: np.ndarray) -> torch.Tensor:
+    """H×W×3 uint8 → 1×3×H×W normalised, on the device."""
     layout = distributed.memory_format(device, config.width)
-    for image_id in ids:
-        pixels = as_tensor(read_image(config.voc_root, image_id))[None].to(device)
-        x = normalise(pixels).contiguous(memory_format=layout)
-        present = torch.from_numpy(read_present(config.voc_root, image_id))[None].to(device) if labelled else None
-        with distributed.autocast(device, config.precision):
-            prediction = multiscale_prediction(network, x, config.recurseed_scales)
-        maps, chosen = class_maps(prediction, present, config.score)
-        classes = np.flatnonzero(chosen[0].cpu().numpy())
-        image = crf_images(x, MEAN, STD)[0].cpu().numpy()
-        yield ImageMaps(image_id, image, classes, maps[0, torch.from_numpy(classes).to(device)].cpu().numpy())
+    return normalise(as_tensor(image)[None].to(device)).contiguous(memory_format=layout)
+
+
+def predicted(config: Config, network: RecurSeedNetwork, x: torch.Tensor) -> Prediction:
+    with distributed.autocast(x.device, config.precision):
+        return multiscale_prediction(network, x, config.recurseed_scales)
 
 
 def crf_kernel(config: Config) -> CrfKernel:

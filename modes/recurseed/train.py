@@ -32,7 +32,8 @@ def run(config: Config) -> None:
     ids = runs.image_ids(config, config.train_split)
 
     torch.manual_seed(config.seed)
-    network = build(config)
+    classes = class_names(config.voc_root)
+    network = build(config, len(classes))
     weights = start_from_given(config, network)
     runs.claim(config, STAGE, [*weights, *runs.training_data(config)])
     pictures = logged(ids, config.pictures)
@@ -45,7 +46,6 @@ def run(config: Config) -> None:
     step.to(device, memory_format=layout)
     average = deepcopy(network).requires_grad_(False)
     parallel = distributed.data_parallel(step, device)
-    classes = class_names(config.voc_root)
 
     def losses(batch: dict, moment: float) -> Losses:
         x = batch["x"].contiguous(memory_format=layout)
