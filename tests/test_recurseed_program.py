@@ -17,13 +17,15 @@ from datasets.errors import InputError
 from datasets.samples.recurseed import RecurSeedSamples, long_side_between
 from datasets.seed_store import load_maps, store_path
 from datasets.voc import CLASSES, image_size, read_ids, read_image, read_mask, read_present
-from engine import checkpoint, history, stages
+from engine import checkpoint, history, seeds, stages
 from engine.training import train
+from models.psa.classifier import Classifier
 from models.recurseed.network import RecurSeedNetwork
 from modes.recurseed import networks
 from modes.recurseed import train as training
 from settings.config import settings_of
 from tests.conftest import as_flags, tiny
+from tests.test_pages import data_of
 from tools.predict import Predictor, export
 
 SMALL = {
@@ -162,9 +164,12 @@ def test_pages_show_the_labels_as_they_grow(done, tiny_voc):
                 assert (logs(done) / "imgs" / f"{image_id}_{epoch:04d}_{what}.png").is_file()
         seed = np.array(Image.open(logs(done) / "imgs" / f"{image_id}_0003_seed.png"))
         assert set(np.unique(seed)) <= {255, *np.flatnonzero(read_present(tiny_voc, image_id))}
-    page = (Path(done.out) / "script" / "recurseed.html").read_text()
-    assert "certain labels of M_rs" in page and "DD-Net" not in page
-    assert '"crf"' in (Path(done.out) / "script" / "recurseed_val.html").read_text()
+    pages = Path(done.out) / "script"
+    page = data_of(pages / "recurseed.html")
+    assert page["view"] == "training" and page["epochs"] == [1, 2, 3] and "M_rs" in page["note"]
+    assert {what for group in page["groups"] for what, _ in group["columns"]} == whats | {"photo", "truth"}
+    assert len(data_of(pages / "recurseed_val.html")["rows"]) == 3
+    assert {"recurseed", "recurseed_crf"} <= {column["key"] for column in data_of(pages / "labels.html")["columns"]}
 
 
 def test_samples_know_where_the_image_ends(tiny_voc):
@@ -275,16 +280,18 @@ def test_a_stage_depends_on_its_own_settings():
     assert not (train_on | label_on | judge_on) & {"crop", "lr", "bn", "crf_sxy", "knowledge", "backbone_dilation"}
 
 
-def test_mode_4_learns_from_the_seeds_by_name(done, finished_run, tmp_path, capsys):
-    out = tmp_path / "out"
-    shutil.copytree(Path(done.out) / "seeds", out / "seeds")
-    shutil.copytree(finished_run / stages.RESULTS / "cls", out / stages.RESULTS / "cls")
-    for name in ("recurseed", "recurseed_crf"):
-        main_ssdd.main(["--mode=4", f"--seed_source={name}", *as_flags(replace(done, out=str(out), epochs=1))])
-        assert (out / "logs" / f"fixed_{name}_ssdd" / "models" / "seg_0001.pth").is_file()
-    shutil.rmtree(out / "seeds")
+def test_mode_4_learns_from_the_seeds_by_name(done, tmp_path, capsys):
+    config = replace(done, out=str(tmp_path / "out"))
+    shutil.copytree(Path(done.out) / "seeds", tmp_path / "out" / "seeds")
+    classifier = Classifier(20, config.width, config.dropout, config.backbone_dilation)
+    checkpoint.save_weights(stages.label_network(config, "train_cls"), classifier)
+    flags = as_flags(replace(config, epochs=1))
+    main_ssdd.main(["--mode=4", "--seed_source=recurseed", *flags])
+    assert (tmp_path / "out" / "logs" / "fixed_recurseed_ssdd" / "models" / "seg_0001.pth").is_file()
+    seeds.need(config, seeds.source(config, "recurseed_crf"), read_ids(config.voc_root, "train"))
+    shutil.rmtree(tmp_path / "out" / "seeds" / "ssdd" / "recurseed_crf")
     with pytest.raises(SystemExit):
-        main_ssdd.main(["--mode=4", "--seed_source=recurseed", *as_flags(replace(done, out=str(out), epochs=2))])
+        main_ssdd.main(["--mode=4", "--seed_source=recurseed_crf", *flags])
     assert "main_recurseed.py --mode=labels" in capsys.readouterr().err
 
 

@@ -101,7 +101,11 @@ def labelled_maps(
 def image_maps(
     config: Config, network: RecurSeedNetwork, device: torch.device, image: np.ndarray, present: np.ndarray | None
 ) -> ImageMaps:
-    """The maps of an image H×W×3 uint8 at its own size; present: (C,) label that chooses the classes, else scores do."""
+    """The maps of an image H×W×3 uint8 at its own size.
+
+    Args:
+        present: (C,) label that chooses the classes; None: their scores do.
+    """
     x = network_input(config, device, image)
     prediction = predicted(config, network, x)
     labels = None if present is None else torch.from_numpy(present)[None].to(device)
