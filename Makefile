@@ -15,7 +15,7 @@ FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED) --d
 PARALLEL := OMP_NUM_THREADS=$(shell expr '(' $$(nproc) + $(PROCESSES) - 1 ')' / $(PROCESSES)) \
   $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES)
 
-.PHONY: demo demo-icd test study campaign lint
+.PHONY: demo demo-icd demo-recurseed test study campaign lint
 
 # Ends with a line of advice where the first line of $(CONSTRAINTS) names another Python.
 define FITTING
@@ -61,6 +61,14 @@ demo-icd: .venv/installed
 	  $(if $(wildcard $(OUT)/prepare_labels/results/out_aff_crf),CAM=cam PSA=psa PSA+CRF=psa_crf) \
 	  --json $(OUT)/seeds_icd.json
 	@echo; $(BIN)/python -m script.make_pages $(ICD)
+
+# RecurSeed on the same images; each process mixes the images of its own batch.
+demo-recurseed: .venv/installed
+	$(BIN)/python -m datasets.demo $(OUT)/VOC2012
+	$(PARALLEL) main_recurseed.py --mode=all $(FLAGS) --recurseed_batch $(shell expr 8 / $(PROCESSES))
+	@echo; echo "RecurSeed's seeds, made from image-level labels only, on the training images:"
+	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train --out $(OUT) \
+	  RecurSeed=recurseed RecurSeed+CRF=recurseed_crf --json $(OUT)/seeds_recurseed.json
 
 # One thread a process: more would wait for each other.
 test: .venv/installed

@@ -56,6 +56,15 @@ def load_description(path: str | Path) -> tuple[Config, tuple[str, ...]]:
     return config, classes
 
 
+def system_of(path: str | Path) -> str:
+    """Whose network a weights file holds, by the keys of its state dict: recurseed, else ssdd.
+
+    Raises:
+        InputError: it is no weights file.
+    """
+    return "recurseed" if "aspp.aspp1.atrous_conv.weight" in load_state(path) else "ssdd"
+
+
 def _described(content) -> bool:
     return isinstance(content, dict) and content.keys() == {"state_dict", "config", "classes"}
 

@@ -108,7 +108,9 @@ class Journal:
             self.history.close()
 
 
-def note_columns(folder: Path, rows: dict[str, dict[str, str]], masks: list[str], ids: list[str]) -> None:
+def note_columns(
+    folder: Path, rows: dict[str, dict[str, str]], masks: list[str], ids: list[str], about: str, scale: str
+) -> None:
     """Say, for the pages, which pictures a run logs: COLUMNS in its folder.
 
     A picture lies in imgs/<id>_<epoch>_<what>.png, a photograph ("photo") in imgs/<id>.jpg, whatever the epoch.
@@ -117,8 +119,10 @@ def note_columns(folder: Path, rows: dict[str, dict[str, str]], masks: list[str]
         rows: what → title of each picture of a row, by the title of the row.
         masks: the pictures among them that are masks.
         ids: the logged images.
+        about: the pictures, for people.
+        scale: what those in the colours of a scale show.
     """
-    content = {"rows": rows, "masks": masks, "ids": ids}
+    content = {"rows": rows, "masks": masks, "ids": ids, "about": about, "scale": scale}
     with atomic_write(folder / COLUMNS) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

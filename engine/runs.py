@@ -244,11 +244,18 @@ def start_weights(config: Config, stage: str) -> Path:
     Raises:
         InputError: they are not there.
     """
+    return given_weights(config) or need(stages.label_network(config, stage), stages.command(config, stage))
+
+
+def given_weights(config: Config) -> Path | None:
+    """The weights that --weights names, if it names any.
+
+    Raises:
+        InputError: they are not there.
+    """
     if config.weights and not Path(config.weights).is_file():
         raise InputError(f"--weights={config.weights}: there is no such file")
-    if config.weights:
-        return Path(config.weights)
-    return need(stages.label_network(config, stage), stages.command(config, stage))
+    return Path(config.weights) if config.weights else None
 
 
 def last_checkpoint(config: Config, stage: str, network: str, epoch: int = 0) -> Path:
@@ -256,7 +263,7 @@ def last_checkpoint(config: Config, stage: str, network: str, epoch: int = 0) ->
 
     Args:
         config: of the stage that takes it; the networks must be the same.
-        network: seg or ssdd.
+        network: seg, ssdd or recurseed.
         epoch: another checkpoint than the last.
 
     Raises:

@@ -43,6 +43,8 @@ PSA_CRF = Seeds("psa_crf", "PSA+CRF", f"{RESULTS}/out_aff_crf")
 ICD_SEEDS = Seeds("icd", "ICD", f"{RESULTS}/out_icd", ".png")
 ICD_CRF = Seeds("icd_crf", "ICD+CRF", f"{RESULTS}/out_icd_crf", ".png")
 ICD_SALIENCY = Seeds("icd_saliency", "ICD, saliency", f"{RESULTS}/out_icd_saliency", ".png")
+RECURSEED_MAPS = Seeds("recurseed", "RecurSeed", "seeds/{modelid}/recurseed")
+RECURSEED_CRF = Seeds("recurseed_crf", "RecurSeed+CRF", "seeds/{modelid}/recurseed_crf")
 STATIC_SSDD = Seeds("ssdd", "static SSDD", "precompute/{modelid}", ".png")
 STAGES = {
     "train_cls": Stage("classifier", "-m prepare_labels.train_cls", (f"{RESULTS}/cls",), (), "cls_epochs", "labels"),
@@ -119,10 +121,34 @@ STAGES = {
     "mode 4": Stage(
         "mode 4, fixed seeds", "main_ssdd.py --mode=4", ("logs/{fixed}{modelid}",), ("train_cls",), "static_epochs"
     ),
+    "recurseed train": Stage(
+        "RecurSeed, training",
+        "main_recurseed.py --mode=train",
+        ("logs/recurseed_{modelid}",),
+        (),
+        "recurseed_epochs",
+        "recurseed",
+    ),
+    "recurseed labels": Stage(
+        "RecurSeed, seeds",
+        "main_recurseed.py --mode=labels",
+        (RECURSEED_MAPS.folder, RECURSEED_CRF.folder),
+        ("recurseed train",),
+        page="labels",
+        seeds=(RECURSEED_MAPS, RECURSEED_CRF),
+    ),
+    "recurseed evaluate": Stage(
+        "RecurSeed, validation",
+        "main_recurseed.py --mode=evaluate",
+        ("validation/recurseed_{modelid}",),
+        ("recurseed train",),
+        page="recurseed_val",
+    ),
 }
 PSA = ("train_cls", "make_cam_labels", "train_aff", "make_aff_labels")
 ICD = ("make_superpixels", "train_icd", "make_icd_labels")
 SSDD = ("mode 0", "mode 1", "mode 2", "mode 3")
+RECURSEED = ("recurseed train", "recurseed labels", "recurseed evaluate")
 # Beside what stages write: the true masks, as an upper bound, and masks of any other origin.
 TRUTH, MASKS = "truth", "masks:"
 
@@ -156,7 +182,7 @@ def label_network(config: Config, stage: str) -> Path:
 
 
 def checkpoint_path(run: Path, network: str, epoch: int) -> Path:
-    """The checkpoint of a training run after `epoch` epochs; network: seg, ssdd or icd."""
+    """The checkpoint of a training run after `epoch` epochs; network: seg, ssdd, icd or recurseed."""
     return run / "models" / f"{network}_{epoch:04d}.pth"
 
 

@@ -26,7 +26,12 @@ PAGES: dict[str, tuple[str, Callable[[Config, Path], dict]]] = {
     "labels": ("Seeds", labels_page),
     "sssdd": ("Static SSDD", lambda config, folder: training_page(config, "mode 0", folder)),
     "dssdd": ("Dynamic SSDD", lambda config, folder: training_page(config, "mode 2", folder)),
-    "val": ("Validation", validation_page),
+    "val": ("Validation", lambda config, folder: validation_page(config, "mode 3", folder)),
+    "recurseed": ("RecurSeed", lambda config, folder: training_page(config, "recurseed train", folder)),
+    "recurseed_val": (
+        "RecurSeed, validation",
+        lambda config, folder: validation_page(config, "recurseed evaluate", folder),
+    ),
 }
 TITLES = {name: title for name, (title, _) in PAGES.items()}
 SECONDS_BETWEEN = 300
@@ -71,7 +76,7 @@ def refresh_now_and_then(config: Config, *names: str) -> None:
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    print(f"open {make_pages(parse(argv, __doc__, 'psa', 'ssdd')).absolute()}")
+    print(f"open {make_pages(parse(argv, __doc__, 'psa', 'ssdd', 'recurseed')).absolute()}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from settings.field import (
     LEARNING,
     MACHINE,
     NONE,
+    RECURSEED,
     RUN,
     SEGMENTING,
     STAGE,
@@ -24,7 +25,7 @@ PRESETS = ("voc", "demo")
 RECIPES = ("paper", "released")
 PRECISIONS = ("auto", "float32", "bfloat16")
 CRF = (*LABEL_MAKING, "make_icd_labels", "mode 2", "mode 3")
-TRAINED = (*LEARNING, "train_icd")
+TRAINED = (*LEARNING, "train_icd", "recurseed train")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Machine:
 class Backbone:
     """networks, and the crop that they learn from"""
 
-    width: float = setting(1.0, RUN, (1 / 64, 1), BACKBONE, "factor on all numbers of channels; 1 = published")
+    width: float = setting(1.0, RUN, (1 / 64, 1), (*BACKBONE, *RECURSEED), "factor on all channels; 1 = published")
     dropout: float = setting(1.0, RUN, (0, 1.999), TRAINED, "factor on the published dropout rates, at most 0.5")
     backbone_dilation: int = setting(4, RUN, (1, 64), BACKBONE, "cells, of b6 and b7, b5 half of it; 4 = published")
     head_dilation: int = setting(12, RUN, (1, 64), SEGMENTING, "cells, of the segmentation head; 12 = published")

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from settings.common import CELL, Backbone, DenseCrf, Machine, Run
 from settings.icd import Icd
 from settings.psa import Psa
+from settings.recurseed import DEMO as RECURSEED_DEMO
+from settings.recurseed import RecurSeed, check_recurseed
 from settings.ssdd import Differences, Evaluation, Ssdd
 
 # The settings of each system, as `--help` groups them; those of "common" belong to every program.
@@ -20,11 +22,12 @@ GROUPS = {
     "psa": (Psa,),
     "ssdd": (Ssdd, Differences, Evaluation),
     "icd": (Icd,),
+    "recurseed": (RecurSeed,),
 }
 
 
 @dataclass(frozen=True)
-class Config(Icd, Evaluation, Differences, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
+class Config(RecurSeed, Icd, Evaluation, Differences, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
     """All settings; a run is a function of them, the data and the seed."""
 
     def stage(self, epochs: int) -> "Config":
@@ -89,6 +92,7 @@ def demo() -> Config:
         dynamic_side=(128, 176),
         cls_side=(112, 176),
         eval_size=128,
+        **RECURSEED_DEMO,
         bn=4,
         static_epochs=3,
         dynamic_epochs=18,
@@ -156,6 +160,7 @@ def check(config: Config) -> None:
         if value is not None:
             _check_bounds(name, value, entry.metadata["bounds"])
     _check_sizes(config)
+    check_recurseed(config)
     if config.compile and 64 * config.width < 16:
         raise ValueError("--compile: needs a --width of 0.25 or more; narrower, torch's compiled code crashes on CPUs")
     if "/" in config.modelid or config.modelid in ("", ".", ".."):

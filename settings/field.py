@@ -16,6 +16,8 @@ LABEL_MAKING = ("make_cam_labels", "make_aff_labels")
 TRAINING = ("mode 0", "mode 2", "mode 4")
 LEARNING = (*LABEL_TRAINING, *TRAINING)
 SEGMENTING = (*TRAINING, "mode 1", "mode 3")
+RECURSEED_MAKING = ("recurseed labels", "recurseed evaluate")
+RECURSEED = ("recurseed train", *RECURSEED_MAKING)
 BACKBONE = (*LABEL_TRAINING, *LABEL_MAKING, *SEGMENTING)
 
 TEXT = 4096  # characters: the bounds of paths and names

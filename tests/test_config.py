@@ -15,7 +15,7 @@ from engine import stages
 from engine.runs import claim_folder, last_checkpoint
 from modes.ssdd.networks import integration, seed_integration
 from prepare_labels import train_cls
-from settings.config import Config, check, demo, preset, settings_of, voc, with_recipe
+from settings.config import GROUPS, Config, check, demo, preset, settings_of, voc, with_recipe
 from settings.flags import add_flags, config_from, flags_of, parse
 from tests.conftest import as_flags
 
@@ -36,8 +36,19 @@ OTHER = {
     "alpha": 0.25,
     "dropout": 0.25,
 }
+OTHER |= {
+    "recurseed_side": (300, 300),
+    "recurseed_momentum": 0.5,
+    "average_decay": 0.5,
+    "certain": 0.75,
+    "unsure": 0.25,
+    "scg_foreground": 0.5,
+    "scg_background": 0.125,
+    "score": 0.5,
+    "recurseed_scales": (1.0, 0.5),
+}
 FIELDS = {entry.name: entry for entry in dataclasses.fields(Config)}
-EVERY = ("psa", "ssdd", "icd")
+EVERY = tuple(name for name in GROUPS if name != "common")
 
 
 def other(name):

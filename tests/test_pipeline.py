@@ -192,7 +192,7 @@ def test_complete_evaluation_is_not_computed_again_unless_a_mask_changes(own_run
     main_ssdd.main(flags)
     table = capsys.readouterr().out.split("| val")[1]
     with monkeypatch.context() as patch:
-        patch.setattr("modes.ssdd.evaluate.evaluate", lambda *_: pytest.fail("computed again"))
+        patch.setattr("modes.scores.evaluate", lambda *_: pytest.fail("computed again"))
         main_ssdd.main(flags)
     assert capsys.readouterr().out.split("| val")[1] == table
     truth = Path(own_run.voc_root) / "SegmentationClass" / f"{read_ids(own_run.voc_root, 'val')[0]}.png"

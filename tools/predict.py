@@ -35,6 +35,7 @@ from engine.workers import crf_kernel
 from models.crf import dense_crf
 from models.inference import multiscale_probabilities, resize
 from models.ssdd.segmentation import SegmentationNetwork
+from modes.recurseed import networks as recurseed
 from settings.config import check
 from settings.flags import Parser
 
@@ -47,13 +48,15 @@ class Predictor:
     """A trained segmentation network that takes pictures.
 
     Args:
-        weights: seg_*.pth of mode 2 or mode 0, which says by itself what network it is; or a state dict of the
-            published network on VOC.
+        weights: seg_*.pth of mode 2 or mode 0, or recurseed_*.pth, which say by themselves what network they are of;
+            or a state dict of a published network on VOC.
         device: auto, cpu, cuda or cuda:N.
-        scales: of the multi-scale inference, relative to the Config's eval_size; None: as in training's Config.
+        scales: of the multi-scale inference, relative to the Config's eval_size (RecurSeed: to the picture);
+            None: as in training's Config.
         crf: sharpen masks with a dense CRF, as the published evaluation does.
 
     Attributes:
+        system: whose network it is, ssdd or recurseed.
         classes: names, background first; a mask's values are places in it.
         config: what the network was trained with.
 
@@ -65,17 +68,22 @@ class Predictor:
         self, weights: str | Path, device: str = "auto", scales: tuple[float, ...] | None = None, crf: bool = True
     ):
         self.config, self.classes = checkpoint.load_description(weights)
+        self.system = checkpoint.system_of(weights)
         if scales:
-            self.config = replace(self.config, eval_scales=tuple(scales))
+            name = "recurseed_scales" if self.system == "recurseed" else "eval_scales"
+            self.config = replace(self.config, **{name: tuple(scales)})
             try:
                 check(self.config)
             except ValueError as error:
                 raise InputError(str(error)) from None
         config = self.config
         self.crf, self.device = crf, distributed.start(device)
-        network = SegmentationNetwork(
-            len(self.classes), config.width, config.head_dilation, False, config.dropout, config.backbone_dilation
-        )
+        if self.system == "recurseed":
+            network = recurseed.build(config, len(self.classes))
+        else:
+            network = SegmentationNetwork(
+                len(self.classes), config.width, config.head_dilation, False, config.dropout, config.backbone_dilation
+            )
         checkpoint.load_into(network, weights, unused=("seg_sub.",))
         layout = distributed.memory_format(self.device, config.width)
         self.network = network.to(self.device, memory_format=layout).eval().requires_grad_(False)
@@ -89,8 +97,11 @@ class Predictor:
         Returns:
             C×H×W float32, summing to one over the classes. H×W is the image's size, but at most LARGEST_SIDE.
         """
-        summed = self._summed(image)
         size = working_size(image)
+        if self.system == "recurseed":
+            x = recurseed.network_input(self.config, self.device, _shrunk(image, size))
+            return recurseed.predicted(self.config, self.network, x).probabilities[0].cpu().numpy()
+        summed = self._summed(image)
         return (resize(summed, size)[0] / (2 * len(self.config.eval_scales))).numpy()
 
     def mask(self, image: np.ndarray) -> np.ndarray:
@@ -103,12 +114,24 @@ class Predictor:
             H×W uint8 places in `classes`.
         """
         size = working_size(image)
+        if self.system == "recurseed":
+            classes, maps = self._recurseed_maps(_shrunk(image, size))
+            mask = classes[maps.argmax(axis=0)].astype(np.uint8)
+            return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         # The softmax of a sum of probabilities, as in mode 3, so that masks are the same.
         maps = torch.softmax(resize(self._summed(image), size), dim=1)[0].numpy()
         if self.crf:
             maps = dense_crf(_shrunk(image, size), maps, self.config.crf_eval, crf_kernel(self.config))
         mask = maps.argmax(axis=0).astype(np.uint8)
         return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+
+    def _recurseed_maps(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The classes that RecurSeed finds in a picture, and their maps, as main_recurseed.py makes masks of them."""
+        found = recurseed.image_maps(self.config, self.network, self.device, image, None)
+        if not self.crf:
+            return found.classes, found.maps
+        kernel = recurseed.crf_kernel(self.config)
+        return found.classes, dense_crf(found.image, found.maps, self.config.recurseed_crf, kernel)
 
     def _summed(self, image: np.ndarray) -> Tensor:
         x = normalise(self.square(image).to(self.device))
@@ -154,6 +177,8 @@ def export(predictor: Predictor, path: Path, images: list[np.ndarray]) -> None:
     Raises:
         InputError: it does not, or the file cannot be written.
     """
+    if predictor.system != "ssdd":
+        raise InputError(f"--export={path}: only networks of SSDD can be exported, these weights are RecurSeed's")
     if path.suffix != ".pt2":
         raise InputError(f"--export={path}: must end in .pt2, it becomes a torch.export program")
     module = Exported(predictor).eval()
@@ -241,7 +266,7 @@ def write_results(predictor: Predictor, image: np.ndarray, target: Path, soft: b
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("images", nargs="+", type=Path, help="pictures, and folders of pictures")
-    parser.add_argument("--weights", type=Path, required=True, help="seg_*.pth that mode 2 wrote")
+    parser.add_argument("--weights", type=Path, required=True, help="seg_*.pth of mode 2, or recurseed_*.pth")
     parser.add_argument("--out", type=Path, help="folder that receives the results")
     parser.add_argument("--scales", type=float, nargs="+", help="of the inference (default: those of the weights)")
     parser.add_argument("--crf", action=argparse.BooleanOptionalAction, default=True, help="sharpen with a dense CRF")

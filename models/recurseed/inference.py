@@ -35,7 +35,7 @@ def scaled_outputs(
         scales: relative to the input.
     """
     for scale in scales:
-        size = (int(x.shape[-2] * scale), int(x.shape[-1] * scale))
+        size = tuple(max(1, int(side * scale)) for side in x.shape[-2:])
         scaled_x = resize(x, size)
         yield size, network(torch.cat([scaled_x, scaled_x.flip(-1)]))
 

@@ -121,9 +121,10 @@ class RecurSeedStep(nn.Module):
         """M_rs = PAMR(SCG(CAM)) and M_dec = PAMR(softmax of the decoder), each after CertainFilter."""
         how = self.how
         if how.eval_mode:
+            training = self.network.training
             self.network.eval()
             output = self.network(x)
-            self.network.train()
+            self.network.train(training)
         chosen = chosen_classes(present)
         grid, small = (tuple(-(-side // stride) for side in x.shape[-2:]) for stride in (how.stride, how.pamr_stride))
         cam = choose(resize(output.cam.float(), grid), chosen)

@@ -1,6 +1,5 @@
 """Mode 3: multi-scale inference with seg_main, dense CRF, mIoU."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -10,13 +9,10 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.errors import InputError
-from datasets.files import atomic_write
 from datasets.transforms import as_tensor
 from datasets.voc import (
     class_names,
     image_path,
-    list_path,
-    mask_path,
     open_image,
     read_image,
     write_mask,
@@ -26,9 +22,9 @@ from engine import checkpoint, distributed, runs, stages
 from engine.loading import Batches
 from engine.passes import image_pass
 from engine.workers import crf_kernel
-from evaluation.masks import as_markdown, evaluate
 from models.crf import CrfKernel, dense_crf
 from models.inference import multiscale_probabilities, resize
+from modes.scores import report
 from modes.ssdd.networks import build, network_input
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
@@ -83,7 +79,7 @@ def run(config: Config) -> None:
                 photo = image_path(config.voc_root, image_id)
                 left.write(image_id, write_masks, photo, maps, outputs, config.crf_eval, crf_kernel(config))
     if distributed.rank() == 0:
-        report(config, ids, kinds)
+        report(config, STAGE, ids, kinds)
         if config.submit:
             write_submission(config.submit, folder / "crf", config.voc_root, ids)
             print(f"mode 3: packed {len(ids)} masks for VOC's evaluation server into {config.submit}")
@@ -104,31 +100,3 @@ def write_masks(photo: Path, summed: np.ndarray, outputs: list[Path], iterations
     refined = dense_crf(image, probabilities, iterations, kernel)
     for path, maps in zip(outputs, (probabilities, refined), strict=True):
         write_mask(path, maps.argmax(axis=0).astype(np.uint8))
-
-
-def report(config: Config, ids: list[str], kinds: dict[str, Path]) -> None:
-    """Print and store IoU and mIoU where the split has true masks."""
-    names = ", ".join(str(folder) for folder in kinds.values())
-    if not any(mask_path(config.voc_root, image_id).exists() for image_id in ids):
-        print(f"mode 3: masks of {len(ids)} images in {names}; no true masks for split '{config.split}', so no mIoU")
-        return
-    path = stages.folder(config, STAGE) / f"result_{config.split}.json"
-    masks = [folder / f"{image_id}.png" for folder in kinds.values() for image_id in ids]
-    truths = [mask_path(config.voc_root, image_id) for image_id in ids]
-    seen = runs.digest_of([list_path(config.voc_root, config.split), *masks, *truths])
-    results = figures_of_before(path, kinds, seen)
-    if not results:
-        results = {kind: evaluate(folder, config.voc_root, ids) for kind, folder in kinds.items()}
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({"made_from": seen} | results, indent=1) + "\n", encoding="utf-8")
-    print(as_markdown(results, f"{config.split}, {len(ids)} images"))
-    print(f"mode 3: masks in {names}, figures in {path}")
-
-
-def figures_of_before(path: Path, kinds: dict[str, Path], seen: str) -> dict[str, dict]:
-    """The stored figures, if they were computed from the same list and masks; else none."""
-    if path.exists():
-        stored = runs.read_config(path)
-        if stored.get("made_from") == seen and all(isinstance(stored.get(kind), dict) for kind in kinds):
-            return {kind: stored[kind] for kind in kinds}
-    return {}

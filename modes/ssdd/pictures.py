@@ -18,6 +18,7 @@ from models.ssdd.difference import difference_map
 from models.ssdd.steps import StepResult
 
 MASKS, MAPS = "kad", ("dk", "da")  # knowledge, advice, integrated; difference maps; the number is that of the module
+ABOUT = "d_K and d_A: how likely the DD-Net, seeing K or A, thinks a pixel to change between the two."
 
 
 def write_columns(folder: Path, samples: SeedSamples, count: int, titles: dict[str, tuple], seed: int) -> None:
@@ -39,7 +40,8 @@ def write_columns(folder: Path, samples: SeedSamples, count: int, titles: dict[s
             f"d{n}": "integrated",
         }
     masks = [f"{what}{n}" for n in range(1, len(titles) + 1) for what in MASKS]
-    note_columns(folder, rows, masks, [samples.ids[n] for n in places(samples, count)])
+    ids = [samples.ids[n] for n in places(samples, count)]
+    note_columns(folder, rows, masks, ids, ABOUT, "d_K, d_A: probability of a change")
 
 
 def places(samples: SeedSamples, count: int) -> list[int]:

@@ -57,6 +57,7 @@ def curves_of(title: str, lines: list[dict]) -> list[dict]:
     charts = {
         "loss": lambda name: name.startswith("loss"),
         "share of pixels with advice taken, of images flagged": lambda name: name.startswith(("advice", "flagged")),
+        "share of ignored, foreground and background pixels, of images mixed": lambda name: name.startswith("share"),
         "mIoU of the logged pictures, %": lambda name: name.startswith("miou"),
         "learning rate": lambda name: name == "learning_rate",
     }
@@ -80,8 +81,10 @@ def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def results(config: Config) -> list[dict]:
-    """Tables that tools.eval_masks and mode 3 left in the run's folders."""
-    found = sorted(Path(config.out).glob("*.json")) + sorted(stages.folder(config, "mode 3").glob("result_*.json"))
+    """Tables that tools.eval_masks and the evaluations left in the run's folders."""
+    found = sorted(Path(config.out).glob("*.json"))
+    for stage in ("mode 3", "recurseed evaluate"):
+        found += sorted(stages.folder(config, stage).glob("result_*.json"))
     tables = []
     for path in found:
         content = read_json(path)

@@ -1,4 +1,4 @@
-"""sssdd.html, dssdd.html and the like: the pictures that a training run logs, epoch by epoch."""
+"""sssdd.html, dssdd.html, recurseed.html and the like: the pictures that a training run logs, epoch by epoch."""
 
 from pathlib import Path
 
@@ -21,12 +21,12 @@ def training_page(config: Config, stage: str, folder: Path) -> dict:
     return {
         "view": "training",
         "note": f"{len(samples)} training images, logged after every epoch; {done} of {epochs} epochs are done. "
-        "d_K and d_A: how likely the DD-Net, seeing K or A, thinks a pixel to change between the two.",
+        + logged.get("about", ""),
         "running": done < epochs,
         "pictures": link(run / "imgs", folder) + "/",
         "epochs": list(range(1, done + 1)),
         "groups": [{"title": title, "columns": list(row.items())} for title, row in logged["rows"].items()],
-        "scale": "d_K, d_A: probability of a change",
+        "scale": logged.get("scale", ""),
         "samples": samples,
     }
 

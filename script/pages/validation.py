@@ -1,4 +1,4 @@
-"""val.html: the masks of mode 3 beside the true ones."""
+"""val.html, recurseed_val.html: the masks of an evaluation beside the true ones."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +16,14 @@ from script.pages.masks import Stamped, grid, newer, save_wrong, scores, stamped
 from settings.config import Config
 
 
-def validation_page(config: Config, folder: Path) -> dict:
+def validation_page(config: Config, stage: str, folder: Path) -> dict:
     ids = read_ids(config.voc_root, config.split)
-    masks, root = stages.folder(config, "mode 3"), config.voc_root
+    masks, root = stages.folder(config, stage), config.voc_root
     made = folder / "wrong" / masks.name
     classes = len(class_names(root))
     shown = [image_id for image_id in ids if (masks / "crf" / f"{image_id}.png").exists()]
     if not shown:
-        raise InputError(f"There are no masks yet: {stages.command(config, 'mode 3')} writes them.")
+        raise InputError(f"There are no masks yet: {stages.command(config, stage)} writes them.")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = list(pool.map(lambda image_id: validation_row(root, masks, made, image_id, classes), shown))
     columns = [
