@@ -73,9 +73,7 @@ def _started_several() -> bool:
         return False
     missing = [name for name, word in words.items() if not word or (name != "MASTER_ADDR" and not word.isdecimal())]
     if missing:
-        raise InputError(
-            f"WORLD_SIZE={words['WORLD_SIZE']}, but {missing[0]} is no use: start with torchrun, or unset it"
-        )
+        raise InputError(f"WORLD_SIZE={words['WORLD_SIZE']} without {missing[0]}: start with torchrun, or unset it")
     return True
 
 

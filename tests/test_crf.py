@@ -82,7 +82,7 @@ def test_batch_uses_only_present_classes_and_workers_change_nothing():
     results = []
     for count in (0, 2):
         with Workers(count) as workers:
-            results.append(masks_after_crf(images, logits, present, 3, CrfKernel(), workers)())
+            results.append(masks_after_crf(images, logits, present, 3, CrfKernel(), workers.submit)())
     assert torch.equal(*results)
     for n, row in enumerate(present):
         assert set(results[0][n].unique().tolist()) <= set(row.nonzero().flatten().tolist())

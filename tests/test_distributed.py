@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import main_ssdd
+from datasets.errors import InputError
 from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
 from engine import checkpoint, distributed, stages
 from tests.conftest import as_flags
@@ -33,10 +34,15 @@ def test_every_gpu_gets_an_index(monkeypatch):
         assert distributed.start(name).index == chosen[-1]
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: chosen.append(backend))
+    with pytest.raises(InputError, match=r"WORLD_SIZE=4 .*torchrun"):
+        distributed.start("cuda:0")
+    for name, word in (("RANK", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, word)
+    joined = lambda backend, device_id: chosen.append((backend, device_id.index))  # noqa: E731
+    monkeypatch.setattr(torch.distributed, "init_process_group", joined)
     monkeypatch.setattr(torch.distributed, "new_group", lambda backend: None)
     assert distributed.start("cuda:0").index == 2
-    assert chosen == [0, 0, 3, 2, "nccl"]
+    assert chosen == [0, 0, 3, 2, ("nccl", 2)]
 
 
 # The tolerance of 1e-5 lies between what rounding does and what a fault does. At this rate the weights of one and of

@@ -130,7 +130,7 @@ def test_the_training_step_gets_masks_of_present_classes():
     for n in range(2):
         assert set(masks[n].unique().tolist()) <= {0, 5 + n}
     with Workers(0) as workers:
-        other = masks_after_crf(images, logits, present, 3, CrfKernel(), workers)()
+        other = masks_after_crf(images, logits, present, 3, CrfKernel(), workers.submit)()
     assert (masks == other).float().mean() > 0.97
 
 

@@ -99,7 +99,8 @@ class Dying(Numbers, Dataset):
 
 def test_a_data_loader_process_that_dies_is_one_line():
     batches = iter(Batches(replace(demo(), workers=1), Dying(), [[(0, 0), (1, 0)]], CPU))
-    with pytest.raises(InputError, match=r"DataLoader worker .*smaller --workers"):
+    # It may show as an error anywhere in the main process, not only where the next batch is waited for.
+    with pytest.raises(InputError, match=r"DataLoader worker .*smaller --workers"), distributed.faults("--bn", 2):
         next(batches)
 
 

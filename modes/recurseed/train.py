@@ -37,7 +37,8 @@ def run(config: Config) -> None:
     weights = start_from_given(config, network)
     runs.claim(config, STAGE, [*weights, *runs.training_data(config)])
     pictures = logged(ids, config.pictures)
-    write_columns(folder, pictures, config)
+    if distributed.rank() == 0:
+        write_columns(folder, pictures, config)
     last = stages.checkpoint_path(folder, NETWORK, config.epochs)
     if last.exists():
         print(f"RecurSeed: {last} is complete")
