@@ -71,7 +71,7 @@ def test_columns_show_what_their_titles_say(run):
     for name, own in (("labels", ends | seeds), ("val", ends | masks)):
         columns = data_of(Path(run.out) / "script" / f"{name}.html")["columns"]
         found = {column["title"]: unquote(column["before"] + "ID" + column["after"]) for column in columns}
-        assert {title for title, end in own.items() if not found[title].endswith(f"/{end}")} == set()
+        assert {title for title, end in own.items() if not f"/{found[title]}".endswith(f"/{end}")} == set()
 
 
 def test_scores_and_pictures_of_errors_agree_with_the_masks(run, tiny_voc):
