@@ -120,6 +120,9 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("maps of another stage", 'StoredDifferences(stages.folder(config, "mode 1"),', 'StoredDifferences(stages.folder(config, "mode 0"),', MODE_2),
         ("the first module's knowledge shown as the seed", "MODULES, seed=2)", "MODULES, seed=1)", MODE_2),
     ],
+    "modes/scores.py": [
+        ("figures of one folder for both", "kind: evaluate(folder,", 'kind: evaluate(kinds["mask"],', "tests/test_pipeline.py::test_result_file_holds_the_miou_of_the_masks_on_disk"),
+    ],
     "modes/ssdd/evaluate.py": [
         ("weights no part of what it was made from", "claim(config, STAGE, [weights])", "claim(config, STAGE, [])", MADE_FROM),
         ("precision ignored", "config.precision", '"float32"', PRECISION),
@@ -132,7 +135,6 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("masks and their CRFs swapped", "(probabilities, refined)", "(refined, probabilities)", MODE_3),
         ("training images evaluated", "ids = runs.image_ids(config, config.split)", "ids = runs.image_ids(config, config.train_split)", MODE_3),
         ("images with one of two masks are done", "return all((kind /", "return any((kind /", AGAIN),
-        ("figures of one folder for both", "kind: evaluate(folder,", 'kind: evaluate(kinds["mask"],', "tests/test_pipeline.py::test_result_file_holds_the_miou_of_the_masks_on_disk"),
         ("--weights ignored", "    if config.weights:\n", "    if False:\n", MODE_3),
         ("scales drawn from another image", "cv2.resize(read_image(self.root, self.ids[index])", "cv2.resize(read_image(self.root, self.ids[index - 1])", MODE_3),
         ("mode 4's network not found", '"mode 4" if config.seed_source else "mode 2"', '"mode 2"', NEXT),
@@ -310,8 +312,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "settings/common.py": [
         ("seed not passed on", "seed: int = setting(0, RUN,", "seed: int = setting(0, STAGE,", PASSED_ON),
-        ("width no part of the labels", "setting(1.0, RUN, (1 / 64, 1), BACKBONE,", "setting(1.0, RUN, (1 / 64, 1), SEGMENTING,", CLAIMED),
-        ("CRF no part of the labels", 'CRF = (*LABEL_MAKING, "mode 2", "mode 3")', 'CRF = ("mode 2", "mode 3")', CLAIMED),
+        ("width no part of the labels", "setting(1.0, RUN, (1 / 64, 1), (*BACKBONE, *RECURSEED)", "setting(1.0, RUN, (1 / 64, 1), SEGMENTING", CLAIMED),
+        ("CRF no part of the labels", 'CRF = (*LABEL_MAKING, "make_icd_labels", "mode 2", "mode 3")', 'CRF = ("make_icd_labels", "mode 2", "mode 3")', CLAIMED),
         ("epochs taken for where a run works", "setting(None, STAGE,", "setting(None, MACHINE,", MODE_0),
         ("folder of the data kept with the weights", 'setting("voc_root", MACHINE,', 'setting("voc_root", RUN,', MODE_0),
         ("run's name not passed on", 'setting("ssdd", RUN,', 'setting("ssdd", STAGE,', PASSED_ON),
