@@ -145,14 +145,15 @@ def read_seed(
         seed = SeedMaps(there, (mask == there[:, None, None]).astype(np.float32), "mask")
     else:
         seed = load_maps(path)
-        if present is not None and not np.array_equal(seed.classes, np.flatnonzero(present)):
-            raise InputError(
-                f"{path}: maps of classes {seed.classes.tolist()}, but the annotation says "
-                f"{np.flatnonzero(present).tolist()}; delete the file and make it again"
-            )
     if seed.maps.shape[1:] != tuple(size):
         raise InputError(
             f"{path}: maps are {seed.maps.shape[1:]}, the image is {tuple(size)}; delete the file and make it again"
+        )
+    checked = path.suffix == ".npz" and present is not None
+    if checked and not np.array_equal(seed.classes, np.flatnonzero(present)):
+        raise InputError(
+            f"{path}: maps of classes {seed.classes.tolist()}, but the annotation says "
+            f"{np.flatnonzero(present).tolist()}; delete the file and make it again"
         )
     return seed
 

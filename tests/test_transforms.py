@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from datasets.errors import InputError
 from datasets.samples.affinity_labels import AffinityLabelSamples, affinity_labels
 from datasets.samples.image_labels import ImageLabelSamples
-from datasets.samples.seeds import SeedSamples
+from datasets.samples.seeds import SeedSamples, StoredDifferences
 from datasets.seed_store import load_maps, save_differences, save_maps, store_path
 from datasets.transforms import (
     draw_jitter,
@@ -218,9 +218,10 @@ def seeds(own_voc, tmp_path):
     return own_voc, ids, tmp_path / "psa", tmp_path / "crf", tmp_path / "differences"
 
 
-def samples(seeds, sides=None, differences=True, **options):
+def samples(seeds, sides=None, differences=True, jitter_and_flip=False, **options):
     root, ids, psa, crf, folder = seeds
-    return SeedSamples(root, ids, psa, crf, CROP, sides, differences=folder if differences else None, **options)
+    stored = StoredDifferences(folder, **options) if differences else None
+    return SeedSamples(root, ids, {"knowledge": psa, "advice": crf}, CROP, sides, jitter_and_flip, stored)
 
 
 def resized(maps, size):
@@ -291,7 +292,7 @@ def test_geometry_moves_image_masks_and_difference_maps_together(seeds):
 
 def test_without_move_maps_the_stored_maps_stay_where_they_are(seeds):
     smooth(seeds)
-    dataset, stored = samples(seeds, (64, 96), move_maps=False), coordinates(CROP // 4, CROP // 4)
+    dataset, stored = samples(seeds, (64, 96), move=False), coordinates(CROP // 4, CROP // 4)
     moved = set()
     for seed in range(6):
         torch.manual_seed(seed)
@@ -306,7 +307,7 @@ def test_swap_maps_reads_each_as_the_other(sides, seeds):
     torch.manual_seed(3)
     straight = samples(seeds, sides)[1]
     torch.manual_seed(3)
-    swapped = samples(seeds, sides, swap_maps=True)[1]
+    swapped = samples(seeds, sides, swap=True)[1]
     assert torch.equal(straight["d_k"], swapped["d_a"]) and torch.equal(straight["d_a"], swapped["d_k"])
     assert torch.equal(straight["knowledge"], swapped["knowledge"])
     assert not torch.equal(straight["d_k"], straight["d_a"])

@@ -85,8 +85,8 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     images = {}
     for place, image_id in enumerate(ids):
         truth = read_mask(mask_path(root, image_id), len(names))
-        both = [read_seed(source.folder, image_id, truth.shape, None, len(names)) for source in pair]
         refined = read_mask(folder / f"{image_id}.png", len(names))
+        both = [read_seed(source.folder, image_id, truth.shape, None, len(names)) for source in pair]
         if refined.shape != truth.shape:
             raise InputError(f"{out}, {image_id}: static SSDD is {refined.shape}, its true mask {truth.shape}")
         flags = lost_classes(*both, len(names), config.flag_rule == "kept")
