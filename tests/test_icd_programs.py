@@ -97,7 +97,7 @@ def test_ssdd_takes_icd_s_seeds_by_name_and_the_page_shows_them(own):
     main_ssdd.main(["--mode=0", *as_flags(config)])
     assert stages.checkpoint_path(stages.folder(config, "mode 0"), "seg", 1).exists()
     stored = json.loads((stages.folder(config, "mode 0") / "config.json").read_text())
-    assert "out_icd_crf" in stored["made_from"] and stored["made_from"]["results/out_icd_crf"]
+    assert "out_icd_crf" in stored["made_from"] and stored["made_from"]["out_icd_crf"]
     make_icd_labels.main(as_flags(own))  # nothing is left to do but the pages
     page = (Path(own.out) / "script" / "labels.html").read_text()
     assert "ICD+CRF" in page and "_icd_crf.png" in page and "_icd.png" in page
