@@ -28,7 +28,7 @@ from models.recurseed.inference import (
 )
 from models.recurseed.losses import cam_loss, classification_loss, segmentation_loss
 from models.recurseed.network import RecurSeedNetwork, start_from_imagenet
-from models.recurseed.optimisation import average_decay, parameter_groups, poly_rate, update_average
+from models.recurseed.optimisation import average_decay, parameter_groups, update_average
 from models.recurseed.steps import RecurSeedStep, SeedSettings
 
 WIDTH = 1 / 16
@@ -81,10 +81,6 @@ def test_every_parameter_is_in_the_group_of_its_name():
     assert {names[id(p)] for p in groups.new_biases} >= {"aspp.bn1.bias", "decoder.classifier.5.bias"}
     assert all(names[id(p)].endswith("bias") for p in groups.backbone_biases + groups.new_biases)
     assert "classifier.weight" in {names[id(p)] for p in groups.new_weights}
-
-
-def test_poly_rate_by_hand():
-    assert [poly_rate(0.1, k, 4) for k in (0, 2, 4)] == pytest.approx([0.1, 0.1 * 0.5**0.9, 0])
 
 
 def test_moving_average_is_the_formula():

@@ -25,11 +25,6 @@ def parameter_groups(network: nn.Module) -> ParameterGroups:
     return groups
 
 
-def poly_rate(start: float, step: int, steps: int, power: float = 0.9) -> float:
-    """Learning rate of step k = 0, 1, … of K = steps per epoch × epochs: start·(1 − k/K)^power."""
-    return start * (1 - step / steps) ** power
-
-
 def average_decay(step: int, decay: float = 0.9999) -> float:
     """Decay of the moving average at step t = 1, 2, …: decay·(1 − exp(−t/2000)), so that it forgets the start."""
     return decay * (1 - math.exp(-step / 2000))
