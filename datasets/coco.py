@@ -115,8 +115,8 @@ def paint(instances: Instances, picture: Picture, overlap: str = "smaller", crow
         if is_crowd and crowd == "out":
             continue
         try:
-            region = rle.decode(_encoded(annotation["segmentation"], picture.size)).astype(bool)
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            region = decode_region(annotation["segmentation"], picture.size)
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
             where = f"annotation {annotation.get('id')} of {picture.file_name}"
             raise InputError(f"{instances.path}: {where} has no usable outline ({error})") from None
         if is_crowd and crowd == "ignore":
@@ -143,10 +143,40 @@ def _encoded(outline: list | dict, size: tuple[int, int]) -> dict:
     if list(outline["size"]) != [height, width]:
         raise ValueError(f"runs for the size {outline['size']}")
     if not isinstance(counts, list):
-        return {"size": [height, width], "counts": counts}
+        counts = _run_lengths(counts)
     if min(counts, default=0) < 0 or sum(counts) != height * width:
         raise ValueError("runs that do not add up to the image")
-    return rle.frPyObjects(outline, height, width)
+    return rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+
+
+def _run_lengths(packed: str) -> list[int]:
+    """The run lengths that COCO packs into letters: 5 bits a letter, and from the fourth run on the difference to the
+    one before the last. pycocotools unpacks them too, but leaves pixels as they were in memory where runs are missing.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for letter in packed.encode("ascii"):
+        bits = letter - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError("letters that are no run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("run lengths that end in the middle")
+    return runs
+
+
+def decode_region(outline: list | dict, size: tuple[int, int]) -> np.ndarray:
+    """Polygons or runs, packed or not, as H×W bool.
+
+    Raises:
+        ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError: they are none, or do not fit `size`.
+    """
+    return rle.decode(_encoded(outline, size)).astype(bool)
 
 
 def read_boxed_names(path: Path) -> list[str]:

@@ -159,20 +159,20 @@ def read_seed(
 
 
 def save_differences(path: str | Path, d_k: np.ndarray, d_a: np.ndarray, made_by: str) -> None:
-    """Store the static difference logits of one image, h×w float32 each."""
+    """Store the static difference logits of one image, float32: h×w each, or A×h×w each of A advisers."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, version=np.array(VERSION), d_k=d_k, d_a=d_a, made_by=np.array(made_by))
 
 
 def load_differences(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """The logits (d_K, d_A) of one image, h×w float32 each.
+    """The logits (d_K, d_A) of one image as they were stored, h×w or A×h×w float32 each.
 
     Raises:
         InputError: the file is missing, damaged, or of another version.
     """
     fields = _read_fields(Path(path), ("d_k", "d_a"))
     d_k, d_a = fields["d_k"], fields["d_a"]
-    if d_k.dtype != np.float32 or d_k.ndim != 2 or d_a.dtype != np.float32 or d_a.shape != d_k.shape:
+    if d_k.dtype != np.float32 or d_k.ndim not in (2, 3) or d_a.dtype != np.float32 or d_a.shape != d_k.shape:
         raise InputError(f"{path}: not a pair of difference maps ({d_k.dtype} {d_k.shape}, {d_a.dtype} {d_a.shape})")
     if not (np.isfinite(d_k).all() and np.isfinite(d_a).all()):
         raise InputError(f"{path}: the maps are not finite; make it anew")

@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -69,7 +69,7 @@ def _check_inputs(config: Config, made_from: list[Path]) -> None:
         refuse_others(folder, stored, config, same)
 
 
-def refuse_others(folder: Path, stored: dict, config: Config, same: tuple[str, ...]) -> None:
+def refuse_others(folder: Path, stored: dict, config: Config, same: Sequence[str]) -> None:
     """Raise an InputError, which names both values, where an input's Config has another value of a field in `same`."""
     for name in same:
         if _differs(stored, asdict(config), name):
@@ -77,6 +77,12 @@ def refuse_others(folder: Path, stored: dict, config: Config, same: tuple[str, .
                 f"{folder} was made with --{name}={stored[name]}, this run has --{name}={getattr(config, name)}: "
                 "give the same, or another --out or --modelid"
             )
+
+
+def need_same_pair(config: Config, folder: Path) -> None:
+    """Refuse what mode 0 or 1 made of another knowledge or advice than this run names."""
+    if (folder / "config.json").exists():
+        refuse_others(folder, read_config(folder / "config.json"), config, ("knowledge", "advice"))
 
 
 def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
@@ -163,7 +169,9 @@ def digest(path: Path) -> str:
     if (path / "config.json").exists():
         return str(read_config(path / "config.json").get("identity", ""))
     if path.is_dir():
-        return digest_of(sorted(file for file in path.iterdir() if file.suffix in (".png", ".npz")))
+        masks = [file for file in path.iterdir() if file.suffix in (".png", ".npz")]
+        # Without masks it is one of regions, which have a file or a folder an image.
+        return digest_of(sorted(masks or [file for file in path.rglob("*") if file.suffix in (".png", ".json")]))
     return _digest(path)
 
 
@@ -272,7 +280,8 @@ def last_checkpoint(config: Config, stage: str, network: str, epoch: int = 0) ->
     folder, command = stages.folder(config, stage), stages.command(config, stage)
     path = need(folder / "config.json", command)
     stored = read_config(path)
-    refuse_others(folder, stored, config, ("preset", "recipe", "width", "backbone_dilation", "head_dilation"))
+    same = ["preset", "recipe", "width", "backbone_dilation", "head_dilation"]
+    refuse_others(folder, stored, config, [*same, *(("knowledge", "advice") if stage == "mode 0" else ())])
     last = stored.get("epochs")
     if type(last) is not int or not 0 < last < 1_000_000:
         raise InputError(f"{path} is no Config of a training run; move {folder} aside")

@@ -22,17 +22,23 @@ class SeedSource:
 
 
 def source(config: Config, name: str) -> SeedSource:
-    """The source of a run that a flag names: one that a stage writes, `truth`, or `masks:FOLDER`.
+    """The source of a run that a flag names: one that a stage writes, `truth`, `masks:FOLDER`, or `segments:FOLDER`, of
+    which a stage makes masks.
 
     Raises:
         InputError: there is no such source; the message names the known ones.
     """
     written = stages.sources()
-    known = OLD_NAMES.get(name, name)
+    known, title = OLD_NAMES.get(name, name), ""
+    if name.startswith(stages.SEGMENTS):
+        regions = Path(name.removeprefix(stages.SEGMENTS))
+        if not regions.is_dir():
+            raise InputError(f"{name}: there is no folder {regions}; it must hold the regions of every training image")
+        known, title = "segments", f"segments of {regions.name}"
     if known in written:
         stage, seeds = written[known]
         folder = Path(config.out) / stages.filled(seeds.folder, config.modelid)
-        return SeedSource(name, seeds.title, folder, stage, seeds.ending)
+        return SeedSource(name, title or seeds.title, folder, stage, seeds.ending)
     if name == stages.TRUTH:
         return SeedSource(name, "true masks", mask_path(config.voc_root, "").parent)
     if name.startswith(stages.MASKS) or "/" in name:
@@ -47,16 +53,36 @@ def known_names() -> str:
     return ", ".join([*stages.sources(), stages.TRUTH, f"{stages.MASKS}FOLDER"])
 
 
-def pair(config: Config) -> tuple[SeedSource, SeedSource]:
-    """Knowledge and advice of static SSDD.
+def segments_folder(config: Config) -> Path | None:
+    """The folder of regions that an adviser names; None if none does.
 
     Raises:
-        InputError: one is unknown, or both are the same masks.
+        InputError: the knowledge is to be one, which knows no classes, or two advisers are.
     """
-    knowledge, advice = source(config, config.knowledge), source(config, config.advice)
-    if knowledge.folder.absolute() == advice.folder.absolute():
-        raise InputError(f"--knowledge={knowledge.name} and --advice={advice.name} are the same: name two seed sources")
-    return knowledge, advice
+    named = [name.removeprefix(stages.SEGMENTS) for name in config.advisers if name.startswith(stages.SEGMENTS)]
+    if config.knowledge.startswith(stages.SEGMENTS):
+        raise InputError(f"--knowledge={config.knowledge}: regions have no classes of their own; name them as --advice")
+    if len(named) > 1:
+        raise InputError(f"--advice={config.advice}: put all regions into one folder, they may overlap")
+    return Path(named[0]) if named else None
+
+
+def pair(config: Config) -> dict[str, SeedSource]:
+    """Knowledge and advice of static SSDD, by the names that their masks have in a sample; of several advisers the
+    second is `advice2`, and so on.
+
+    Raises:
+        InputError: one is unknown, or two are the same masks.
+    """
+    names = ["knowledge", "advice", *(f"advice{n}" for n in range(2, len(config.advisers) + 1))]
+    found = dict(zip(names, (source(config, name) for name in (config.knowledge, *config.advisers)), strict=True))
+    flags: dict[Path, str] = {}
+    for name, one in found.items():
+        flag = f"--{'knowledge' if name == 'knowledge' else 'advice'}={one.name}"
+        other = flags.setdefault(one.folder.resolve(), flag)
+        if other != flag:
+            raise InputError(f"{other} and {flag} are the same: name different seed sources")
+    return found
 
 
 def need(config: Config, seeds: SeedSource, ids: list[str]) -> None:

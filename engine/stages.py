@@ -45,6 +45,7 @@ ICD_CRF = Seeds("icd_crf", "ICD+CRF", f"{RESULTS}/out_icd_crf", ".png")
 ICD_SALIENCY = Seeds("icd_saliency", "ICD, saliency", f"{RESULTS}/out_icd_saliency", ".png")
 RECURSEED_MAPS = Seeds("recurseed", "RecurSeed", "seeds/{modelid}/recurseed")
 RECURSEED_CRF = Seeds("recurseed_crf", "RecurSeed+CRF", "seeds/{modelid}/recurseed_crf")
+SEGMENTS_SEEDS = Seeds("segments", "segments", "seeds/{modelid}/segments", ".png")
 STATIC_SSDD = Seeds("ssdd", "static SSDD", "precompute/{modelid}", ".png")
 STAGES = {
     "train_cls": Stage("classifier", "-m prepare_labels.train_cls", (f"{RESULTS}/cls",), (), "cls_epochs", "labels"),
@@ -91,6 +92,9 @@ STAGES = {
         ("train_icd",),
         page="labels",
         seeds=(ICD_SALIENCY,),
+    ),
+    "segments": Stage(
+        "masks of segments", "main_ssdd.py --mode=0", (SEGMENTS_SEEDS.folder,), page="labels", seeds=(SEGMENTS_SEEDS,)
     ),
     "mode 0": Stage(
         "mode 0, static SSDD",
@@ -149,8 +153,9 @@ PSA = ("train_cls", "make_cam_labels", "train_aff", "make_aff_labels")
 ICD = ("make_superpixels", "train_icd", "make_icd_labels")
 SSDD = ("mode 0", "mode 1", "mode 2", "mode 3")
 RECURSEED = ("recurseed train", "recurseed labels", "recurseed evaluate")
-# Beside what stages write: the true masks, as an upper bound, and masks of any other origin.
-TRUTH, MASKS = "truth", "masks:"
+# Beside what stages write: the true masks, as an upper bound, masks of any other origin, and, as an adviser only,
+# regions that take their classes from the knowledge.
+TRUTH, MASKS, SEGMENTS = "truth", "masks:", "segments:"
 
 
 def folder(config: Config, stage: str, which: int = 0) -> Path:

@@ -16,6 +16,7 @@ from settings.recurseed import DEMO as RECURSEED_DEMO
 from settings.recurseed import RecurSeed, check_recurseed
 from settings.ssdd import Differences, Evaluation, Ssdd
 
+MOST_ADVISERS = 8
 # The settings of each system, as `--help` groups them; those of "common" belong to every program.
 GROUPS = {
     "common": (Run, Machine, Backbone, DenseCrf),
@@ -165,8 +166,19 @@ def check(config: Config) -> None:
         raise ValueError("--compile: needs a --width of 0.25 or more; narrower, torch's compiled code crashes on CPUs")
     if "/" in config.modelid or config.modelid in ("", ".", ".."):
         raise ValueError(f"--modelid={config.modelid!r}: must be a plain name, it becomes a folder")
-    if config.knowledge == config.advice:
+    _check_advisers(config)
+
+
+def _check_advisers(config: Config) -> None:
+    """One seed source or several; where two names mean one folder, engine.seeds.pair sees it."""
+    advisers = config.advisers
+    if config.knowledge in advisers:
         raise ValueError(f"--advice={config.advice}: is the knowledge too; two different seed sources are needed")
+    twice = next((name for n, name in enumerate(advisers) if name in advisers[:n]), None)
+    if twice is not None:
+        raise ValueError(f"--advice={config.advice}: names {twice!r} twice; each adviser is asked once")
+    if len(advisers) > MOST_ADVISERS:
+        raise ValueError(f"--advice={config.advice[:60]}: names {len(advisers)} advisers, at most {MOST_ADVISERS}")
 
 
 def _check_bounds(name: str, value, bounds: tuple | int) -> None:

@@ -17,7 +17,7 @@ class Ssdd:
     """SSDD: seeds, schedules, integration (Shimoda and Yanai)"""
 
     knowledge: str = setting("psa", RUN, TEXT, PAIR, "seed source: the mask before the refinement (paper)")
-    advice: str = setting("psa_crf", RUN, TEXT, PAIR, "seed source: the mask after it (paper)")
+    advice: str = setting("psa_crf", RUN, TEXT, PAIR, "seed source: the mask after it (paper); A,B: several, in turn")
     seed_source: str = setting(
         "", STAGE, TEXT, ON_FIXED, "that mode 4 learns from, and mode 3 evaluates; empty: mode 2"
     )
@@ -36,6 +36,11 @@ class Ssdd:
     bg: float = setting(0.0, RUN, TERM, DYNAMIC, "background term of that integration (paper)")
     crf: str = setting("pydensecrf", RUN, CRFS, DYNAMIC, "of mode 2: pydensecrf (program), exact on the device (ours)")
     crf_train: int = setting(3, RUN, (1, 1000), DYNAMIC, "iterations in the training step (program)")
+
+    @property
+    def advisers(self) -> list[str]:
+        """The seed sources of --advice, in the order in which they are integrated."""
+        return self.advice.split(",")
 
 
 @dataclass(frozen=True)

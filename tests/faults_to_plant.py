@@ -37,6 +37,8 @@ RESUMED = f"{_RESUME}a_run_that_stops_at_any_step_ends_bit_by_bit_where_the_whol
 NOT_FINITE = f"{_TRAINING}loss_that_is_not_finite_stops_with_step_and_images_and_keeps_the_last_state"
 SIGNALS = f"{_RESUME}signal_saves_and_leaves_and_the_run_goes_on_exactly"
 PASS = f"{RUNS}a_batch_of_a_pass_is_a_function_of_the_list_alone"
+TWO_ADVISERS = "tests/test_advisers.py::test_mode_2_starts_from_what_all_advisers_gave"
+STORED_IN_TURN = "tests/test_advisers.py::test_maps_of_each_adviser_are_stored_and_make_the_seed"
 PAGES = "tests/test_pages.py::test_linked_files_exist_and_lie_on_this_disk"
 SHOWN = "tests/test_pages.py::test_columns_show_what_their_titles_say"
 POLY = f"{_TRAINING}poly_rate_by_hand"
@@ -48,7 +50,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("backbone at twice its rate", "(backbone, 1.0)", "(backbone, 2.0)", MODE_2),
         ("colour jitter left out", 'jittered(batch["image"], batch["order"], batch["factors"]) if "order" in batch else batch["image"]', 'batch["image"]', MODE_0),
         ("images not normalised", "normalise(images).con", "(images / 255).con", MODE_0),
-        ("PSA and PSA+CRF swapped", 'zip(("knowledge", "advice"), seeds.pair', 'zip(("advice", "knowledge"), seeds.pair', MODE_0),
+        ("advisers in reverse", "for name in batch if name", "for name in reversed(batch) if name", TWO_ADVISERS),
         ("conv1a trained", "segmentation.encoder.conv1a.requires_grad_(False)", "pass", MODE_0),
         ("BatchNorm trained", "    train_with_frozen_batchnorm(step)\n    segm", "    step.train()\n    segm", MODE_2),
         ("no dropout after the pictures", "train_with_frozen_batchnorm(step)\n        if", "pass\n        if", MODE_0),
@@ -75,7 +77,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "modes/ssdd/static.py": [
         ("seeds no part of what it was made from", "*samples.seeds.values(), *runs", "*runs", MADE_FROM),
         ("names the wrong mode as next", "stages.command(config, 'mode 1')", "stages.command(config, 'mode 2')", NEXT),
-        ("knowledge and advice swapped", 'batch["knowledge"], batch["advice"]', 'batch["advice"], batch["knowledge"]', MODE_0),
+        ("knowledge and advice swapped", "*masks_of(batch))", "*reversed(masks_of(batch)))", MODE_0),
         ("sides of mode 2", "config.static_side", "config.dynamic_side", MODE_0),
         ("epochs of mode 2", "config.static_epochs", "config.dynamic_epochs", ALL),
         ("initial weights not seeded", "torch.manual_seed(config.seed)", "pass", MODE_0),
@@ -95,7 +97,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("augmentation not seeded by the run", "partial(epoch_seed, config.seed)", "partial(epoch_seed, 0)", MODE_1),
         ("masks integrated the wrong way round", "tuple(samples.seeds.values())", "tuple(reversed(samples.seeds.values()))", MODE_1),
         ("flags of no class", "torch.from_numpy(read_present(root, image_id))[None]", "torch.zeros(1, classes)", MODE_1),
-        ("networks fed in the wrong order", 'batch["knowledge"], batch["advice"]', 'batch["advice"], batch["knowledge"]', MODE_1),
+        ("networks fed in the wrong order", "*masks_of(batch))", "*reversed(masks_of(batch)))", MODE_1),
+        ("maps of the first adviser for all", "torch.cat(one, dim=1)", "torch.cat([one[0]] * len(one), dim=1)", STORED_IN_TURN),
         ("DD-Net never loaded", "    checkpoint.load_into(ddnet, dd_weights)\n", "", MODE_1),
         ("seeds no part of what it was made from", "dd_weights, *samples.seeds.values(), *runs", "dd_weights, *runs", MADE_FROM),
     ],
@@ -104,7 +107,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("precision ignored", "config.precision", '"float32"', PRECISION),
         ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0)', 'batch["small"], batch["knowledge"])', MODE_2),
         ("CRF on other images", 'batch["small"], m', 'batch["small"].flip(2), m', MODE_2),
-        ("m_ssdd0 with the bias of mode 2", "seed_integration(config)).refined", "integration(config)).refined", MODE_2),
+        ("m_ssdd0 with the bias of mode 2", "*maps, batch[\"present\"], seed_integration(config))", "*maps, batch[\"present\"], integration(config))", MODE_2),
         ("modules with the bias of m_ssdd0", "ddnet, integration(config), config.alpha", "ddnet, seed_integration(config), config.alpha", MODE_2),
         ("swap_maps ignored", "config.move_maps, config.swap_maps)", "config.move_maps, False)", MODE_2),
         ("move_maps ignored", "config.move_maps, config.swap_maps)", "True, config.swap_maps)", MODE_2),
@@ -149,8 +152,10 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("missing seeds found in the middle of the run", "    seeds.need(config, source, ids)\n", "", "tests/test_fixed.py::test_missing_seeds_are_named_before_training"),
     ],
     "models/ssdd/steps.py": [
-        ("mode 0 learns the advice", "cross_entropy(logits, knowledge)", "cross_entropy(logits, advice)", MODE_0),
-        ("flags of the wrong direction", "missing_class_flags(knowledge, advice, present)\n        loss", "missing_class_flags(advice, knowledge, present)\n        loss", MODE_0),
+        ("mode 0 learns the advice", "cross_entropy(logits, knowledge)", "cross_entropy(logits, advices[0])", MODE_0),
+        ("flags of the wrong direction", "missing_class_flags(module.knowledge, module.advice, present)", "missing_class_flags(module.advice, module.knowledge, present)", MODE_0),
+        ("every adviser is asked about the first knowledge", "results[-1].refined\n    return", "knowledge\n    return", "tests/test_advisers.py::test_integration_in_turn_pixel_by_pixel"),
+        ("every DD module sees the first knowledge", "modules[-1].refined\n        return", "knowledge\n        return", STORED_IN_TURN),
         ("difference 6 the wrong way round", 'self.seed_target == "ssdd2"', 'self.seed_target == "ssdd1"', MODE_2),
         ("half of the K/A loss", "(2 * loss_crf + loss_seed) / 4", "(loss_crf + loss_seed) / 4", MODE_2),
         ("both modules see seg_main", "enumerate((main_features, sub_features))", "enumerate((main_features, main_features))", MODE_2),
@@ -248,7 +253,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "engine/seeds.py": [
         ("PSA and PSA+CRF swapped", '{"crf": "psa_crf"}', '{"crf": "psa", "psa": "psa_crf"}', MODE_4),
         ("PSA+CRF read from the folder of PSA", "stages.filled(seeds.folder, config.modelid)", "stages.filled(stages.STAGES[stage].folders[0], config.modelid)", MODE_4),
-        ("knowledge is the advice", "source(config, config.knowledge), source(config, config.advice)", "source(config, config.advice), source(config, config.knowledge)", MODE_0),
+        ("knowledge is the advice", "(config.knowledge, *config.advisers)", "(*config.advisers, config.knowledge)", MODE_0),
     ],
     "prepare_labels/train_cls.py": [
         ("momentum", "sgd(groups, 0,", "sgd(groups, 0.9,", PRETRAINED),

@@ -248,7 +248,7 @@ def one_sided(config: Config) -> tuple[int, int]:
     """Training images whose difference map lacks changed or unchanged pixels (difference 10), and all images."""
     ids = read_ids(config.voc_root, config.train_split)
     own = replace(config, out=str(Path(config.out) / f"seed{config.seed}"))
-    pair = dict(zip(("knowledge", "advice"), (source.folder for source in seeds.pair(own)), strict=True))
+    pair = {name: source.folder for name, source in seeds.pair(own).items()}
     samples = SeedSamples(config.voc_root, ids, pair, config.crop)
     shares = [float((s["knowledge"] != s["advice"]).float().mean()) for s in (samples[n] for n in range(len(ids)))]
     return sum(share in (0.0, 1.0) for share in shares), len(ids)

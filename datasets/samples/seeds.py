@@ -28,15 +28,16 @@ class StoredDifferences:
 
 
 class SeedSamples(Dataset):
-    """Images with the masks of one or two seed sources.
+    """Images with the masks of one or more seed sources.
 
     Each sample: image 3×crop×crop uint8; where it is to be jittered, order and factors of that, which is left to the
     device (datasets.transforms.jittered); small crop/4×crop/4×3 uint8, the image without jitter, for the CRF;
     present (C,); of each source its mask crop/4×crop/4 int64, the argmax of the moved *maps*, 255 = unknown; with
-    `differences` also d_k and d_a 1×crop/4×crop/4, the stored static logits.
+    `differences` also d_k and d_a A×crop/4×crop/4, the stored static logits of each of A advisers.
 
     Args:
-        seeds: folder of each source, by the name that its mask gets in a sample.
+        seeds: folder of each source, by the name that its mask gets in a sample; with `differences` the knowledge's
+            and the advisers'.
         crop: side of the sample, pixels.
         sides: random square side before the crop; None: the whole image resized to crop×crop.
         jitter_and_flip: for samples without `sides`, do what the released program did while storing (difference 4).
@@ -84,15 +85,17 @@ class SeedSamples(Dataset):
             sample["order"], sample["factors"] = draw_jitter()
         if self.differences is not None:
             d = moved[-1] if self.differences.move else F.resize(maps, [self.crop // 4] * 2, antialias=False)
-            sample["d_k"], sample["d_a"] = d[:1], d[1:]
+            sample["d_k"], sample["d_a"] = d.chunk(2)
         return sample
 
     def _read_differences(self, image_id: str) -> Tensor:
         path = store_path(self.differences.folder, image_id)
-        d_k, d_a = load_differences(path)
-        if d_k.shape != (self.crop // 4, self.crop // 4):
+        stored = load_differences(path)
+        d_k, d_a = (d.reshape(-1, *d.shape[-2:]) for d in stored)  # of a single adviser h×w is stored
+        side, advisers = self.crop // 4, len(self.seeds) - 1
+        if d_k.shape != (advisers, side, side):
             raise InputError(
-                f"{path}: difference maps are {d_k.shape}, needed {(self.crop // 4,) * 2} for --crop={self.crop}; "
-                "run --mode=1 again"
+                f"{path}: difference maps are {stored[0].shape}, needed {(side, side)} for --crop={self.crop} "
+                f"and each of {advisers} advisers; run --mode=1 again"
             )
-        return torch.from_numpy(np.stack([d_a, d_k] if self.differences.swap else [d_k, d_a]))
+        return torch.from_numpy(np.concatenate([d_a, d_k] if self.differences.swap else [d_k, d_a]))

@@ -64,10 +64,10 @@ class DifferenceModule(nn.Module):
 
 
 class DDNet(nn.Module):
-    """One (static) or two (dynamic) DD modules with their feature heads.
+    """DD modules with their feature heads: one an adviser (static), or two (dynamic).
 
     Args:
-        modules: 1 builds dd_head0 and dd0, 2 also dd_head1 and dd1.
+        modules: 1 builds dd_head0 and dd0, 2 also dd_head1 and dd1, and so on.
         classes: number of classes, background included.
         width: factor on the number of channels.
 
@@ -78,21 +78,18 @@ class DDNet(nn.Module):
     def __init__(self, modules: int = 1, classes: int = 21, width: float = 1.0):
         super().__init__()
         self.classes = classes
-        self.dd_head0 = FeatureHead(width)
-        self.dd0 = DifferenceModule(classes, width)
-        if modules == 2:
-            self.dd_head1 = FeatureHead(width)
-            self.dd1 = DifferenceModule(classes, width)
+        for index in range(modules):
+            self.add_module(f"dd_head{index}", FeatureHead(width))
+            self.add_module(f"dd{index}", DifferenceModule(classes, width))
         he_initialise(self)
 
     def features(self, index: int, high: Tensor, conv2: Tensor) -> Tensor:
         """Features of module `index`; both inputs are detached, so no gradient reaches the backbone."""
-        head = self.dd_head1 if index else self.dd_head0
-        return head(high.detach(), conv2.detach())
+        return self.get_submodule(f"dd_head{index}")(high.detach(), conv2.detach())
 
     def differences(self, index: int, features: Tensor, knowledge: Tensor, advice: Tensor) -> tuple[Tensor, Tensor]:
         """Difference logits d_K and d_A, N×1×h×w each, of two masks N×h×w, as one batch through module `index`."""
-        module = self.dd1 if index else self.dd0
+        module = self.get_submodule(f"dd{index}")
         masks = one_hot(torch.cat([knowledge, advice]), self.classes)
         d_k, d_a = module(torch.cat([features, features]), masks).float().chunk(2)
         return d_k, d_a

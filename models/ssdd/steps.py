@@ -4,7 +4,7 @@ They are modules so that DistributedDataParallel can wrap a whole step. The two 
 DD-Net's inputs are detached, so one backward of `loss_seg + loss_dd` trains each on its own loss.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -57,6 +57,22 @@ def integrated(
     return ModuleResult(knowledge, advice, d_k, d_a, flags, refined)
 
 
+def integrated_in_turn(
+    knowledge: Tensor, advices: Sequence[Tensor], d_k: Tensor, d_a: Tensor, present: Tensor, how: Integration
+) -> tuple[ModuleResult, ...]:
+    """`integrated` for one adviser after the other: what one gives is the knowledge of the next.
+
+    Args:
+        advices: a mask N×h×w of each adviser.
+        d_k, d_a: N×A×h×w, the difference logits of each of the A advisers.
+    """
+    results: list[ModuleResult] = []
+    for n, advice in enumerate(advices):
+        results.append(integrated(knowledge, advice, d_k[:, n : n + 1], d_a[:, n : n + 1], present, how))
+        knowledge = results[-1].refined
+    return tuple(results)
+
+
 class StepResult(NamedTuple):
     loss_seg: Tensor
     loss_dd: Tensor
@@ -67,6 +83,9 @@ class StepResult(NamedTuple):
 class StaticStep(nn.Module):
     """Mode 0: seg_main learns the knowledge, the DD-Net where the advice differs from it (paper section 3).
 
+    Several advisers are integrated in turn, each by a DD module of its own: its knowledge is what the one before gave.
+    The modules share nothing, so the first learns as if it were alone.
+
     Pixels that a mask does not know (255) take no part in what that mask is needed for; see models.ssdd.
     """
 
@@ -74,19 +93,27 @@ class StaticStep(nn.Module):
         super().__init__()
         self.segmentation, self.ddnet, self.how = segmentation, ddnet, how
 
-    def predict(self, x: Tensor, present: Tensor, knowledge: Tensor, advice: Tensor) -> tuple[Tensor, ModuleResult]:
-        """Logits of seg_main and the SSDD module's view; mode 1 needs no more."""
+    def predict(
+        self, x: Tensor, present: Tensor, knowledge: Tensor, *advices: Tensor
+    ) -> tuple[Tensor, tuple[ModuleResult, ...]]:
+        """Logits of seg_main and each SSDD module's view; mode 1 needs no more."""
         output = self.segmentation(x)
-        features = self.ddnet.features(0, output.main.features, output.conv2)
-        return output.main.logits, run_module(self.ddnet, 0, features, knowledge, advice, present, self.how)
+        modules: list[ModuleResult] = []
+        for n, advice in enumerate(advices):
+            features = self.ddnet.features(n, output.main.features, output.conv2)
+            modules.append(run_module(self.ddnet, n, features, knowledge, advice, present, self.how))
+            knowledge = modules[-1].refined
+        return output.main.logits, tuple(modules)
 
-    def forward(self, x: Tensor, present: Tensor, knowledge: Tensor, advice: Tensor) -> StepResult:
-        """x N×3×H×W normalised; present N×C; the two masks N×H/4×W/4."""
-        logits, module = self.predict(x, present, knowledge, advice)
+    def forward(self, x: Tensor, present: Tensor, knowledge: Tensor, *advices: Tensor) -> StepResult:
+        """x N×3×H×W normalised; present N×C; the masks N×H/4×W/4, one or several advices."""
+        logits, modules = self.predict(x, present, knowledge, *advices)
         loss_seg = cross_entropy(logits, knowledge)
-        lost = missing_class_flags(knowledge, advice, present)
-        loss_dd = pair_difference_loss(module.d_k, module.d_a, knowledge, advice, lost)
-        return StepResult(loss_seg, loss_dd, (module,), (logits,))
+        losses = []
+        for module in modules:
+            lost = missing_class_flags(module.knowledge, module.advice, present)
+            losses.append(pair_difference_loss(module.d_k, module.d_a, module.knowledge, module.advice, lost))
+        return StepResult(loss_seg, sum(losses[1:], start=losses[0]), modules, (logits,))
 
 
 class DynamicStep(nn.Module):

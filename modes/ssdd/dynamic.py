@@ -12,11 +12,12 @@ from engine.training import Losses
 from engine.workers import Workers, at_most_cores, crf_kernel
 from models.crf import masks_after_crf
 from models.exact_crf import exact_masks
-from models.ssdd.steps import DynamicStep, StepResult, integrated
+from models.ssdd.steps import DynamicStep, StepResult, integrated_in_turn
 from modes.ssdd.networks import (
     build,
     freeze_for_ssdd,
     integration,
+    masks_of,
     network_input,
     pair_samples,
     seed_integration,
@@ -40,6 +41,7 @@ def run(config: Config) -> None:
     differences = StoredDifferences(stages.folder(config, "mode 1"), config.move_maps, config.swap_maps)
     maps = [store_path(differences.folder, image_id) for image_id in ids]
     runs.need_all(maps, stages.command(config, "mode 1"))
+    runs.need_same_pair(config, differences.folder)
     samples = pair_samples(config, ids, config.dynamic_side, differences=differences)
 
     torch.manual_seed(config.seed)
@@ -59,8 +61,9 @@ def run(config: Config) -> None:
         parallel = distributed.data_parallel(step, device)
 
         def result_of(batch: dict, network=step) -> StepResult:
-            masks, maps = (batch["knowledge"], batch["advice"]), (batch["d_k"], batch["d_a"])
-            m_ssdd0 = integrated(*masks, *maps, batch["present"], seed_integration(config)).refined
+            (knowledge, *advices), maps = masks_of(batch), (batch["d_k"], batch["d_a"])
+            seeded = integrated_in_turn(knowledge, advices, *maps, batch["present"], seed_integration(config))
+            m_ssdd0 = seeded[-1].refined
             return network(network_input(batch, layout), batch["present"], batch["small"], m_ssdd0)
 
         def losses(batch: dict, _epoch: float) -> Losses:

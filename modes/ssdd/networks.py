@@ -24,14 +24,14 @@ from settings.config import Config
 
 
 def build(config: Config, dynamic: bool) -> tuple[SegmentationNetwork, DDNet]:
-    """Fresh networks of a mode: one head and DD module, or two."""
+    """Fresh networks of a mode: one head and a DD module for each adviser, or two of both."""
     classes = len(class_names(config.voc_root))
     segmentation = SegmentationNetwork(
         classes, config.width, config.head_dilation, dynamic, config.dropout, config.backbone_dilation
     )
     if config.compile:
         segmentation.encoder.compile()
-    return segmentation, DDNet(2 if dynamic else 1, classes, config.width)
+    return segmentation, DDNet(2 if dynamic else len(config.advisers), classes, config.width)
 
 
 def integration(config: Config) -> Integration:
@@ -61,11 +61,16 @@ def pair_samples(
     Raises:
         InputError: a source is unknown or not complete.
     """
-    pair = dict(zip(("knowledge", "advice"), seeds.pair(config), strict=True))
+    pair = seeds.pair(config)
     for source in pair.values():
         seeds.need(config, source, ids)
     folders = {name: source.folder for name, source in pair.items()}
     return SeedSamples(config.voc_root, ids, folders, config.crop, sides, jitter_and_flip, differences)
+
+
+def masks_of(batch: dict) -> list[torch.Tensor]:
+    """Knowledge and advices of a batch, in their order."""
+    return [batch[name] for name in batch if name.startswith(("knowledge", "advice"))]
 
 
 def start_from_classifier(config: Config, segmentation: SegmentationNetwork) -> Path:

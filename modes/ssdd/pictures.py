@@ -21,6 +21,19 @@ MASKS, MAPS = "kad", ("dk", "da")  # knowledge, advice, integrated; difference m
 ABOUT = "d_K and d_A: how likely the DD-Net, seeing K or A, thinks a pixel to change between the two."
 
 
+def module_titles(titles: list[str]) -> dict[str, tuple[str, str]]:
+    """The SSDD modules of mode 0, one an adviser, with the titles of their knowledge and advice.
+
+    Args:
+        titles: of the run's knowledge and of its advisers.
+    """
+    if len(titles) == 2:
+        return {"SSDD module": tuple(titles)}
+    before = [titles[0], *(f"after {title}" for title in titles[1:-1])]
+    pairs = zip(before, titles[1:], strict=True)
+    return {f"SSDD module {n}: {pair[1]}": pair for n, pair in enumerate(pairs, 1)}
+
+
 def write_columns(folder: Path, samples: SeedSamples, count: int, titles: dict[str, tuple], seed: int) -> None:
     """Say, for the pages, which pictures a run logs and how they stand side by side.
 
@@ -30,7 +43,7 @@ def write_columns(folder: Path, samples: SeedSamples, count: int, titles: dict[s
         titles: of each SSDD module, (knowledge, advice).
         seed: number of the module whose knowledge is the seed.
     """
-    rows = {"": {"photo": "image", f"k{seed}": "seed", f"d{seed}": "integrated", "truth": "true mask"}}
+    rows = {"": {"photo": "image", f"k{seed}": "seed", f"d{len(titles)}": "integrated", "truth": "true mask"}}
     for n, (module, (knowledge, advice)) in enumerate(titles.items(), 1):
         rows[module] = {
             f"k{n}": f"K: {knowledge}",

@@ -14,8 +14,8 @@ from engine import checkpoint, distributed, runs, stages
 from engine.loading import Batches, epoch_seed
 from engine.passes import image_pass
 from models.inference import resize
-from models.ssdd.steps import Integration, StaticStep, integrated
-from modes.ssdd.networks import build, integration, network_input, pair_samples, seed_integration
+from models.ssdd.steps import Integration, StaticStep, integrated_in_turn
+from modes.ssdd.networks import build, integration, masks_of, network_input, pair_samples, seed_integration
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
 
@@ -47,11 +47,9 @@ def run(config: Config) -> None:
     ):
         for batch in Batches(config, samples, left.keys(partial(epoch_seed, config.seed)), device):
             with distributed.autocast(device, config.precision):
-                _, module = step.predict(
-                    network_input(batch, layout), batch["present"], batch["knowledge"], batch["advice"]
-                )
-            maps = zip(batch["id"], module.d_k[:, 0].cpu().numpy(), module.d_a[:, 0].cpu().numpy(), strict=True)
-            for image_id, d_k, d_a in maps:
+                _, modules = step.predict(network_input(batch, layout), batch["present"], *masks_of(batch))
+            maps = [torch.cat(one, dim=1).cpu().numpy() for one in ([m.d_k for m in modules], [m.d_a for m in modules])]
+            for image_id, d_k, d_a in zip(batch["id"], *maps, strict=True):
                 left.write(image_id, store, config.voc_root, folder, image_id, pair, (d_k, d_a), how)
     if distributed.rank() == 0:
         refresh(config)
@@ -74,28 +72,32 @@ def store(
     root: str,
     folder: Path,
     image_id: str,
-    pair: tuple[Path, Path],
+    pair: tuple[Path, ...],
     differences: tuple[np.ndarray, np.ndarray],
     how: Integration,
 ) -> None:
     """Write one image's pictures, its static SSDD mask at full size, and last the maps, which mark it as done.
 
     Args:
-        pair: folders of knowledge and advice.
-        differences: logits (d_K, d_A), h×w each.
+        pair: folders of the knowledge and of A advisers.
+        differences: logits (d_K, d_A), A×h×w each; of a single adviser h×w is stored.
     """
-    for name, d in zip(("dk", "da"), differences, strict=True):
-        write_picture(folder / f"{image_id}_{name}.png", difference_colours(d))
+    for name, maps in zip(("dk", "da"), differences, strict=True):
+        for number, d in enumerate(maps, 1):
+            write_picture(folder / f"{image_id}_{name}{number if number > 1 else ''}.png", difference_colours(d))
     write_mask(folder / f"{image_id}.png", refined_seed(root, image_id, pair, differences, how))
-    save_differences(store_path(folder, image_id), *differences, "static SSDD")
+    stored = [maps[0] if len(maps) == 1 else maps for maps in differences]
+    save_differences(store_path(folder, image_id), *stored, "static SSDD")
 
 
 def refined_seed(
-    root: str, image_id: str, pair: tuple[Path, Path], differences: tuple[np.ndarray, np.ndarray], how: Integration
+    root: str, image_id: str, pair: tuple[Path, ...], differences: tuple[np.ndarray, np.ndarray], how: Integration
 ) -> np.ndarray:
-    """The static SSDD seed of an image at its own size, H×W uint8: the pair integrated by upsampled maps."""
+    """The static SSDD seed of an image at its own size, H×W uint8: all integrated in turn by upsampled maps."""
     size, classes = image_size(root, image_id), len(class_names(root))
-    masks = [torch.from_numpy(read_seed(folder, image_id, size, None, classes).mask())[None] for folder in pair]
+    seeds = [read_seed(folder, image_id, size, None, classes) for folder in pair]
+    knowledge, *advices = [torch.from_numpy(seed.mask())[None] for seed in seeds]
     present = torch.from_numpy(read_present(root, image_id))[None]
-    d_k, d_a = (resize(torch.from_numpy(d)[None, None], size) for d in differences)
-    return integrated(*masks, d_k, d_a, present, how).refined[0].numpy().astype(np.uint8)
+    d_k, d_a = (resize(torch.from_numpy(maps)[None], size) for maps in differences)
+    results = integrated_in_turn(knowledge, advices, d_k, d_a, present, how)
+    return results[-1].refined[0].numpy().astype(np.uint8)

@@ -1,4 +1,7 @@
-"""Mode 0: train the segmentation network and the DD-Net on the knowledge (PSA) against the advice (PSA+CRF)."""
+"""Mode 0: train the segmentation network and the DD-Net on the knowledge (PSA) against the advice (PSA+CRF).
+
+Of several advisers each has a DD module of its own, which learns against what the integration of those before gave.
+"""
 
 from functools import partial
 
@@ -7,16 +10,18 @@ import torch
 from engine import distributed, runs, seeds, stages
 from engine.training import Losses
 from models.ssdd.steps import StaticStep, StepResult
+from modes.ssdd import segments
 from modes.ssdd.networks import (
     build,
     freeze_for_ssdd,
     integration,
+    masks_of,
     network_input,
     pair_samples,
     start_from_classifier,
     train_ssdd,
 )
-from modes.ssdd.pictures import module_figures, write_columns
+from modes.ssdd.pictures import module_figures, module_titles, write_columns
 from script.make_pages import refresh
 from settings.config import Config
 
@@ -28,7 +33,9 @@ def run(config: Config) -> None:
     device = distributed.start(config.device)
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
-    samples = pair_samples(config, runs.image_ids(config, config.train_split), config.static_side)
+    ids = runs.image_ids(config, config.train_split)
+    segments.make(config, ids)
+    samples = pair_samples(config, ids, config.static_side)
 
     torch.manual_seed(config.seed)
     segmentation, ddnet = build(config, dynamic=False)
@@ -43,14 +50,14 @@ def run(config: Config) -> None:
     parallel = distributed.data_parallel(step, device)
 
     def result_of(batch: dict, network=step) -> StepResult:
-        return network(network_input(batch, layout), batch["present"], batch["knowledge"], batch["advice"])
+        return network(network_input(batch, layout), batch["present"], *masks_of(batch))
 
     def losses(batch: dict, _epoch: float) -> Losses:
         with distributed.autocast(device, config.precision):
             result = result_of(batch, parallel)
         return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
 
-    titles = {"SSDD module": tuple(source.title for source in seeds.pair(config))}
+    titles = module_titles([source.title for source in seeds.pair(config).values()])
     columns = partial(write_columns, folder, samples, config.pictures, titles, seed=1)
     train_ssdd(config, STAGE, device, step, samples, losses, result_of, columns)
     if distributed.rank() == 0:

@@ -1,0 +1,427 @@
+"""Several advisers, integrated in turn, and regions without classes as an adviser."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+from torch.utils.data import default_collate
+
+import main_ssdd
+from datasets.samples.seeds import SeedSamples
+from datasets.seed_store import load_differences, read_seed, save_differences, store_path
+from datasets.segments import read_segments
+from datasets.transforms import normalise
+from datasets.voc import image_size, mask_path, read_ids, read_mask, read_present, write_mask
+from engine import checkpoint, stages
+from models.ssdd.ddnet import DDNet
+from models.ssdd.regions import region_advice, region_classes
+from models.ssdd.segmentation import SegmentationNetwork
+from models.ssdd.steps import Integration, StaticStep, integrated_in_turn
+from modes.ssdd.networks import build
+from settings.config import Config, check
+from tests import reference
+from tests.conftest import as_flags
+from tests.test_bad_input import refused
+from tests.test_ssdd import tiny_batch
+
+TWO = "psa_crf,truth"
+
+
+def run(mode, config, *more):
+    main_ssdd.main([f"--mode={mode}", *as_flags(config), *more])
+
+
+def weights(config, network):
+    return checkpoint.load_state(stages.checkpoint_path(stages.folder(config, "mode 0"), network, 1))
+
+
+def test_integration_in_turn_pixel_by_pixel():
+    torch.manual_seed(3)
+    masks = torch.randint(4, (3, 2, 9, 8))
+    d_k, d_a = 4 * torch.randn(2, 2, 2, 9, 8)
+    present = torch.tensor([[1.0, 1, 0, 1], [1, 0, 1, 1]])
+    results = integrated_in_turn(masks[0], masks[1:], d_k, d_a, present, Integration(0.1, 0.05))
+    first = reference.integrate(masks[0], masks[1], d_k[:, :1], d_a[:, :1], present, 0.1, 0.05)
+    second = reference.integrate(first, masks[2], d_k[:, 1:], d_a[:, 1:], present, 0.1, 0.05)
+    assert torch.equal(results[0].refined, first) and torch.equal(results[1].refined, second)
+    assert torch.equal(results[1].knowledge, first) and not torch.equal(second, first)
+
+
+@pytest.fixture
+def two(own_run):
+    """A Config with two advisers, of whose mode 0 the weights move."""
+    return replace(own_run, advice=TWO, modelid="two", lr=1e-3)
+
+
+def gradients(modules, batch):
+    """Of one step of mode 0 with these DD modules (head, module), as if they were one DD-Net."""
+    torch.manual_seed(0)
+    ddnet = DDNet(len(modules), 21, 1 / 16)
+    for n, (head, module) in enumerate(modules):
+        ddnet.get_submodule(f"dd_head{n}").load_state_dict(head.state_dict())
+        ddnet.get_submodule(f"dd{n}").load_state_dict(module.state_dict())
+    torch.manual_seed(1)
+    step = StaticStep(SegmentationNetwork(21, 1 / 16, 2), ddnet, Integration(0.0)).eval()
+    result = step(*batch)
+    (result.loss_seg + result.loss_dd).backward()
+    parameters = dict(ddnet.named_parameters())
+    return result, {name: parameter.grad for name, parameter in parameters.items()}
+
+
+def test_each_module_learns_as_if_it_were_alone_with_what_those_before_gave():
+    (x, present, knowledge, advice), own = tiny_batch(False), DDNet(2, 21, 1 / 16)
+    # Little differs, so that no class is lost, which would keep the image out of the loss.
+    second = torch.where(torch.rand(advice.shape) < 0.3, advice.roll(2, 1), knowledge)
+    advice = torch.where(torch.rand(advice.shape) < 0.3, advice, knowledge)
+    present[:] = 0
+    present[:, [0, 3, 7]] = 1
+    modules = [(own.dd_head0, own.dd0), (own.dd_head1, own.dd1)]
+    result, both = gradients(modules, (x, present, knowledge, advice, second))
+    one, first = gradients(modules[:1], (x, present, knowledge, advice))
+    other, last = gradients(modules[1:], (x, present, one.modules[0].refined, second))
+    assert torch.equal(result.loss_seg, one.loss_seg)
+    torch.testing.assert_close(result.loss_dd, one.loss_dd + other.loss_dd)
+    assert not torch.equal(one.modules[0].refined, knowledge) and torch.equal(result.logits[0], one.logits[0])
+    for name, gradient in both.items():
+        alone = first[name] if name in first else last[name.replace("dd_head1", "dd_head0").replace("dd1", "dd0")]
+        assert torch.equal(gradient, alone), name
+    assert both["dd0.pred_abc.weight"].abs().max() > 0 and both["dd1.pred_abc.weight"].abs().max() > 0
+
+
+def test_mode_0_trains_a_module_for_each_adviser(two):
+    run(0, two)
+    first = weights(two, "ssdd")
+    assert {key.split(".")[0] for key in first} == {"dd_head0", "dd0", "dd_head1", "dd1"}
+    run(0, replace(two, advice="truth,psa_crf", modelid="reversed"))
+    other = weights(replace(two, modelid="reversed"), "ssdd")
+    assert not torch.equal(first["dd0.pred_abc.weight"], other["dd0.pred_abc.weight"])
+    assert not torch.equal(first["dd1.pred_abc.weight"], other["dd1.pred_abc.weight"])
+
+
+def test_maps_of_each_adviser_are_stored_and_make_the_seed(two):
+    two = replace(two, seed_bias=-0.05, bias=0.05)
+    run(0, two)
+    told = json.loads((stages.folder(two, "mode 0") / "pictures.json").read_text())
+    assert told["masks"] == ["k1", "a1", "d1", "k2", "a2", "d2"]
+    assert told["rows"][""]["k1"] == "seed" and told["rows"][""]["d2"] == "integrated"
+    assert told["rows"]["SSDD module 2: true masks"]["k2"] == "K: after PSA+CRF"
+    run(1, two)
+    made, root = stages.folder(two, "mode 1"), two.voc_root
+    segmentation, ddnet = build(two, dynamic=False)
+    segmentation.load_state_dict(weights(two, "seg"))
+    ddnet.load_state_dict(weights(two, "ssdd"))
+    segmentation.eval(), ddnet.eval()
+    folders = [stages.folder(two, "make_aff_labels"), stages.folder(two, "make_aff_labels", 1)]
+    folders = dict(zip(("knowledge", "advice", "advice2"), [*folders, mask_path(root, "").parent], strict=True))
+    samples = SeedSamples(root, read_ids(root, "train_aug"), folders, two.crop)
+    changed = 0
+    for place, image_id in enumerate(read_ids(root, "train_aug")):
+        batch = default_collate([samples[place]])
+        with torch.no_grad():
+            output = segmentation(normalise(batch["image"]))
+            knowledge, expected = batch["knowledge"], []
+            for n, advice in enumerate((batch["advice"], batch["advice2"])):
+                features = ddnet.features(n, output.main.features, output.conv2)
+                pair = ddnet.differences(n, features, knowledge, advice)
+                knowledge = reference.integrate(knowledge, advice, *pair, batch["present"], 0.05, 0)
+                expected.append([d[0, 0].numpy() for d in pair])
+        stored = load_differences(store_path(made, image_id))
+        np.testing.assert_allclose(np.stack(stored), np.array(expected).swapaxes(0, 1), rtol=1e-4, atol=1e-5)
+        d_k, d_a = (torch.from_numpy(d) for d in load_differences(store_path(made, image_id)))
+        assert d_k.shape == d_a.shape == (2, 16, 16) and not torch.equal(d_k[0], d_k[1])
+        size = image_size(root, image_id)
+        masks = [read_seed(folder, image_id, size).mask() for folder in folders.values()]
+        masks = [torch.from_numpy(mask)[None] for mask in masks]
+        present = torch.from_numpy(read_present(root, image_id))[None]
+        large = [torch.nn.functional.interpolate(d[None], size, mode="bilinear") for d in (d_k, d_a)]
+        expected = integrated_in_turn(masks[0], masks[1:], *large, present, Integration(-0.05))
+        assert np.array_equal(read_mask(made / f"{image_id}.png"), expected[1].refined[0])
+        changed += int((expected[1].refined != expected[0].refined).sum())
+        assert (made / f"{image_id}_dk.png").exists() and (made / f"{image_id}_da2.png").exists()
+    assert changed
+
+
+def test_mode_2_starts_from_what_all_advisers_gave(two, monkeypatch):
+    run(0, two)
+    run(1, two)
+    seen = []
+    original = main_ssdd.dynamic.DynamicStep.forward
+    monkeypatch.setattr(
+        main_ssdd.dynamic.DynamicStep,
+        "forward",
+        lambda self, x, present, images, seed: seen.append(seed) or original(self, x, present, images, seed),
+    )
+    made = stages.folder(two, "mode 1")
+    for path in made.glob("*.npz"):  # the first adviser never, the second always
+        d_k, _ = load_differences(path)
+        certain = np.stack([np.full_like(d_k[0], -20), np.full_like(d_k[0], 20)])
+        save_differences(path, certain, -certain, "test")
+    run(2, replace(two, seed_bias=0.0, pictures=6))
+    assert (stages.folder(two, "mode 2") / "models" / "seg_0001.pth").exists()
+    truths = set().union(*(set(np.unique(read_mask(p))) for p in mask_path(two.voc_root, "").parent.glob("*.png")))
+    assert set(torch.cat([seed.flatten() for seed in seen]).tolist()) <= truths - {255} | {0}
+
+
+def test_an_adviser_named_twice_is_refused(two, capsys):
+    for advice in ("psa_crf,psa_crf", "truth,psa,truth"):
+        with pytest.raises(ValueError, match="--advice"):
+            check(Config(advice=advice))
+    twice = replace(two, advice=f"psa_crf,masks:{stages.folder(two, 'make_aff_labels', 1)}")
+    said = refused(lambda flags: main_ssdd.main(["--mode=0", *flags]), as_flags(twice), two.out, capsys)
+    assert "--advice=psa_crf" in said and "are the same" in said
+
+
+@pytest.mark.parametrize("mode", [1, 2])
+def test_maps_of_another_pair_are_refused(mode, own_run, capsys):
+    shutil.rmtree(stages.folder(own_run, "mode 2"))
+    if mode == 1:
+        shutil.rmtree(stages.folder(own_run, "mode 1"))
+    for config in (replace(own_run, advice="truth"), replace(own_run, advice=TWO), replace(own_run, knowledge="truth")):
+        said = refused(lambda flags: main_ssdd.main([f"--mode={mode}", *flags]), as_flags(config), own_run.out, capsys)
+        assert "was made with --advice=psa_crf" in said or "was made with --knowledge=psa" in said
+
+
+def test_maps_of_fewer_advisers_than_named_are_refused(two, capsys):
+    run(0, two)
+    run(1, two)
+    path = store_path(stages.folder(two, "mode 1"), read_ids(two.voc_root, "train_aug")[0])
+    save_differences(path, *(d[0] for d in load_differences(path)), "test")
+    said = refused(lambda flags: main_ssdd.main(["--mode=2", *flags]), as_flags(two), two.out, capsys)
+    assert str(path) in said and "2 advisers" in said
+
+
+# Regions
+
+
+def rows(*lines):
+    return torch.tensor([[int(digit) if digit != "?" else 255 for digit in line] for line in lines])
+
+
+def region(*lines):
+    return torch.tensor([[mark == "#" for mark in line] for line in lines])
+
+
+KNOWLEDGE = rows("000000", "011000", "0110?0", "000022")
+
+
+def test_each_region_takes_its_class_by_hand():
+    regions = torch.stack(
+        [
+            region("......", ".##...", ".###..", "......"),  # 4 of 5 pixels are of class 1
+            region("......", ".####.", ".####.", "......"),  # half of it is; all of class 1 lies in it
+            region("......", ".#....", ".##...", ".#...."),  # 3 of 4
+            region("......", "..###.", "...##.", "......"),  # mostly background
+            region("......", "..#...", "....#.", "......"),  # half 1, half unknown
+            region("......", "......", "....#.", "....##"),  # class 2, all of it
+            region("......", "......", "....#.", "......"),  # unknown
+            region("......", "..#...", "......", ".....#"),  # half 1, half 2; holds half of class 2
+        ]
+    )
+    assert region_classes(KNOWLEDGE, regions, 3).tolist() == [1, 1, 1, 0, -1, 2, -1, -1]
+
+
+def test_the_smallest_region_wins_and_the_knowledge_stays_elsewhere():
+    small = region("......", "..##..", "...#..", "......")  # 2 of 3 background: it takes that
+    large = region("......", ".####.", ".####.", "......")  # class 1
+    nothing = region("......", "......", "....#.", "......")  # unknown: as if it were not there
+    for order in ((small, large, nothing), (nothing, large, small)):
+        advice = region_advice(KNOWLEDGE, torch.stack(order), 3)
+        assert advice.tolist() == rows("000000", "010010", "011010", "000022").tolist()
+    none = region_advice(KNOWLEDGE, torch.zeros(0, 4, 6, dtype=torch.bool), 3)
+    assert torch.equal(none, KNOWLEDGE)
+
+
+def test_of_equal_regions_the_first_is_on_top():
+    one, other = region("......", ".##...", "......", "......"), region("##....", "......", "......", "......")
+    both = rows("000000", "011000", "000000", "000000")
+    shared = torch.stack([one | other, region("##....", ".##...", "......", "......")])
+    assert torch.equal(region_classes(both, shared, 2), torch.tensor([1, 1]))
+    a, b = region(".#....", ".#....", "......", "......"), region(".#....", "#.....", "......", "......")
+    knowledge = rows("000000", "010000", "010000", "000000")
+    first = region_advice(knowledge, torch.stack([a, b]), 2)
+    second = region_advice(knowledge, torch.stack([b, a]), 2)
+    assert region_classes(knowledge, torch.stack([a, b]), 2).tolist() == [-1, 0]
+    assert torch.equal(first, second)
+    a, b = region(".##...", ".#....", ".#....", "......"), region("###...", "#.....", "......", "......")
+    assert region_classes(knowledge, torch.stack([a, b]), 2).tolist() == [1, 0]
+    assert region_advice(knowledge, torch.stack([a, b]), 2)[0].tolist() == [0, 1, 1, 0, 0, 0]
+    assert region_advice(knowledge, torch.stack([b, a]), 2)[0].tolist() == [0, 0, 0, 0, 0, 0]
+
+
+def made_regions(size):
+    rng = np.random.default_rng(4)
+    found = np.zeros((5, *size), bool)
+    for one in found:
+        top, left = rng.integers(0, size[0] // 2), rng.integers(0, size[1] // 2)
+        one[top : top + 30, left : left + 40] = True
+    return found
+
+
+def packed(regions):
+    return [rle.encode(np.asfortranarray(one, np.uint8)) for one in regions]
+
+
+def as_text(codes):
+    return [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in codes]
+
+
+def write_segments(folder, image_id, size, kind):
+    regions = made_regions(size)
+    if kind == "png":
+        (folder / image_id).mkdir(parents=True)
+        for n, one in enumerate(regions):
+            Image.fromarray((255 * one).astype(np.uint8)).save(folder / image_id / f"{n}.png")
+        return regions
+    folder.mkdir(parents=True, exist_ok=True)
+    codes = as_text(packed(regions))
+    if kind != "plain":
+        codes = [{"segmentation": code, "area": 1} for code in codes]
+    content = {"annotations": codes} if kind == "SA-1B" else codes
+    (folder / f"{image_id}.json").write_text(json.dumps(content))
+    return regions
+
+
+@pytest.mark.parametrize("kind", ["png", "plain", "SAM", "SA-1B"])
+def test_regions_are_read_as_they_were_written(kind, tmp_path):
+    regions = write_segments(tmp_path / "sam", "a", (50, 70), kind)
+    assert np.array_equal(read_segments(tmp_path / "sam", "a", (50, 70)), regions)
+
+
+@pytest.fixture
+def with_segments(own_run, tmp_path):
+    """A Config whose adviser is regions, half of them of either kind."""
+    folder = tmp_path / "sam"
+    for n, image_id in enumerate(read_ids(own_run.voc_root, "train_aug")):
+        write_segments(folder, image_id, image_size(own_run.voc_root, image_id), "png" if n % 2 else "SAM")
+    return replace(own_run, advice=f"segments:{folder}", modelid="sam")
+
+
+def test_segments_advise_in_modes_0_to_2(with_segments, capsys):
+    config = with_segments
+    for mode in (0, 1, 2):
+        run(mode, config)
+    made = stages.folder(config, "segments")
+    root, knowledge = config.voc_root, stages.folder(config, "make_aff_labels")
+    changed = 0
+    for image_id in read_ids(root, "train_aug"):
+        mask = read_seed(knowledge, image_id, image_size(root, image_id)).mask()
+        regions = torch.from_numpy(made_regions(mask.shape))
+        advice = region_advice(torch.from_numpy(mask), regions, 21)
+        assert np.array_equal(read_mask(made / f"{image_id}.png"), advice)
+        changed += int((advice.numpy() != mask).sum())
+    assert changed
+    made_from = json.loads((stages.folder(config, "mode 0") / "config.json").read_text())["made_from"]
+    assert "segments" in made_from
+    # Other regions under the same name are another input.
+    path = next(Path(config.advice.removeprefix("segments:")).glob("*/0.png"))
+    Image.fromarray(np.zeros(read_mask(path, 255).shape, np.uint8)).save(path)
+    said = refused(lambda flags: main_ssdd.main(["--mode=0", *flags]), as_flags(config), config.out, capsys)
+    assert "made_from" in said
+
+
+def missing(folder, image_id):
+    shutil.rmtree(folder / image_id)
+    return image_id
+
+
+def wrong_size(folder, image_id):
+    path = folder / image_id / "0.png"
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(path)
+    return str(path)
+
+
+def grey(folder, image_id):
+    path = folder / image_id / "0.png"
+    Image.fromarray(np.full(read_mask(path).shape, 7, np.uint8)).save(path)
+    return "other values than 0 and 255"
+
+
+def both(folder, image_id):
+    (folder / f"{image_id}.json").write_text("[]")
+    return "both hold"
+
+
+def replaced(change):
+    def spoil(folder, image_id):
+        shutil.rmtree(folder / image_id)
+        size = Spoiled.size
+        codes = as_text(packed(made_regions(size)))
+        (folder / f"{image_id}.json").write_text(change(codes))
+        return f"{image_id}.json"
+
+    return spoil
+
+
+class Spoiled:
+    size = (0, 0)
+
+
+def shorter(codes):
+    """A run is missing: pycocotools would leave those pixels as they were in memory."""
+    codes[0]["counts"] = codes[0]["counts"][:4]
+    return json.dumps(codes)
+
+
+def other_size(codes):
+    codes[0]["size"] = [3, 3]
+    return json.dumps(codes)
+
+
+SPOILT = {
+    "missing": missing,
+    "wrong size": wrong_size,
+    "grey": grey,
+    "both": both,
+    "cut": replaced(lambda codes: json.dumps(codes)[:-9]),
+    "shorter": replaced(shorter),
+    "other size": replaced(other_size),
+    "letters": replaced(lambda codes: json.dumps([codes[0] | {"counts": "é~~~"}])),
+    "no regions": replaced(lambda codes: '{"annotations": 3}'),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_bad_segments_end_in_one_line(kind, with_segments, capsys):
+    config, ids = with_segments, read_ids(with_segments.voc_root, "train_aug")
+    Spoiled.size = image_size(config.voc_root, ids[3])
+    said_by = SPOILT[kind](Path(config.advice.removeprefix("segments:")), ids[3])
+    others = [image_id for image_id in ids if image_id != ids[3]]
+    said = refused(lambda flags: main_ssdd.main(["--mode=0", *flags]), as_flags(config), config.out, capsys, others)
+    assert said_by in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"knowledge": "segments:X", "advice": "psa"}, "--knowledge=segments:"),
+        ({"advice": "segments:X,segments:X/."}, "one folder"),
+        ({"advice": "segments:absent"}, "there is no folder"),
+        ({"advice": "psa_crf,nothing"}, "no seed source 'nothing'"),
+    ],
+)
+def test_what_no_adviser_can_be(fields, said, own_run, tmp_path, capsys):
+    fields = {name: value.replace("X", str(tmp_path)) for name, value in fields.items()}
+    config = replace(own_run, modelid="bad", **fields)
+    assert said in refused(lambda flags: main_ssdd.main(["--mode=0", *flags]), as_flags(config), config.out, capsys)
+
+
+@pytest.mark.parametrize("kind", ["missing", "wrong size"])
+def test_bad_masks_of_an_adviser_end_in_one_line(kind, own_run, tmp_path, capsys):
+    ids = read_ids(own_run.voc_root, "train_aug")
+    for image_id in ids:
+        mask = read_mask(mask_path(own_run.voc_root, image_id))
+        write_mask(tmp_path / "masks" / f"{image_id}.png", mask)
+    path = tmp_path / "masks" / f"{ids[2]}.png"
+    if kind == "missing":
+        path.unlink()
+    else:
+        write_mask(path, mask[:-1])
+    config = replace(own_run, modelid="bad", advice=f"psa_crf,masks:{tmp_path / 'masks'}")
+    said = refused(lambda flags: main_ssdd.main(["--mode=0", *flags]), as_flags(config), config.out, capsys)
+    assert str(path) in said
