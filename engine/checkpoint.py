@@ -19,6 +19,15 @@ from models.vgg16 import from_any_names
 from settings.config import FIELDS, Config, from_stored
 from settings.field import RUN, STAGE
 
+# A key of each kind of network; some have those of later kinds too.
+SYSTEMS = {
+    "aspp.aspp1.atrous_conv.weight": "recurseed",
+    "icd_bu_weight": "icd",
+    "seg_main.seg2.weight": "ssdd",
+    "dd0.pred_abc.weight": "ddnet",
+    "fc8.weight": "psa",
+    "f9.weight": "psa",
+}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -57,12 +66,14 @@ def load_description(path: str | Path) -> tuple[Config, tuple[str, ...]]:
 
 
 def system_of(path: str | Path) -> str:
-    """Whose network a weights file holds, by the keys of its state dict: recurseed, else ssdd.
+    """What a weights file holds, by the keys of its state dict: the network of `recurseed`, `icd` or `ssdd`, SSDD's
+    `ddnet`, or one of PSA's two, `psa`; what has no key of any is taken for ssdd's.
 
     Raises:
         InputError: it is no weights file.
     """
-    return "recurseed" if "aspp.aspp1.atrous_conv.weight" in load_state(path) else "ssdd"
+    state = load_state(path)
+    return next((system for key, system in SYSTEMS.items() if key in state), "ssdd")
 
 
 def _described(content) -> bool:

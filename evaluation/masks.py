@@ -7,7 +7,7 @@ import numpy as np
 from datasets.errors import InputError
 from datasets.seed_store import load_maps, seed_path
 from datasets.voc import class_names, mask_path, read_mask
-from evaluation.metrics import confusion, iou, mean_iou
+from evaluation.metrics import confusion, iou, mean_iou, without_unknown
 
 THRESHOLDS = tuple(np.arange(0.05, 0.65, 0.05).round(2).tolist())
 
@@ -16,7 +16,8 @@ def evaluate(source: Path, root: str | Path, ids: list[str]) -> dict:
     """Figures of one folder of masks or stored maps.
 
     Returns:
-        {"miou": float, "iou": {class: float or None}, "images": int}; for CAMs also "threshold" and "sweep".
+        {"miou": float, "iou": {class: float or None}, "images": int}; for CAMs also "threshold" and "sweep"; for masks
+        that hold 255, which counts as wrong, also "unknown", its share, and "miou_known" without those pixels.
 
     Raises:
         InputError: a mask is missing, damaged, or of another size than its true mask.
@@ -42,6 +43,10 @@ def evaluate(source: Path, root: str | Path, ids: list[str]) -> dict:
         "iou": {name: float(v) if np.isfinite(v) else None for name, v in zip(names, per_class, strict=True)},
         "images": len(ids),
     }
+    unknown = int(counts[best][:, -1].sum())
+    if unknown:
+        figures |= {"unknown": unknown / int(counts[best].sum())}
+        figures |= {"miou_known": mean_iou(without_unknown(counts[best]))}
     if best is not None:
         figures |= {"threshold": best, "sweep": {f"{t:g}": value for t, value in sweep.items()}}
     return figures
@@ -66,12 +71,20 @@ def masks_of(source: Path, image_id: str, classes: int) -> dict[float | None, np
 
 
 def as_markdown(results: dict[str, dict], title: str) -> str:
-    """One row a source: mIoU and the IoU of each class that the true masks have, in percent."""
+    """One row a source: mIoU and the IoU of each class that the true masks have, in percent.
+
+    Where a mask holds 255, which counts as wrong, also the mIoU that leaves those pixels out, and their share.
+    """
     names = next(iter(results.values()))["iou"]
     shown = [name for name in names if any(r["iou"][name] is not None for r in results.values())]
-    lines = [f"| {title} | mIoU | {' | '.join(shown)} |", f"|---|{'---|' * (len(shown) + 1)}"]
+    some_unknown = any("unknown" in figures for figures in results.values())
+    heads = ["mIoU", *(["leaving 255 out", "255"] if some_unknown else []), *shown]
+    lines = [f"| {title} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for name, figures in results.items():
         cells = ["–" if figures["iou"][c] is None else f"{100 * figures['iou'][c]:.1f}" for c in shown]
         note = f" (background below {figures['threshold']:g})" if "threshold" in figures else ""
+        if some_unknown:
+            known, share = figures.get("miou_known", figures["miou"]), figures.get("unknown", 0)
+            cells = [f"{100 * known:.2f}", f"{100 * share:.1f}", *cells]
         lines.append(f"| {name}{note} | **{100 * figures['miou']:.2f}** | {' | '.join(cells)} |")
     return "\n".join(lines)

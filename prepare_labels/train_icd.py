@@ -47,8 +47,8 @@ def run(config: Config) -> None:
     check_labels_and_batch(config, ids)
     path = stages.label_network(config, STAGE)
     torch.manual_seed(config.seed)
-    foreground = len(class_names(config.voc_root)) - 1
-    network = IcdNetwork(foreground, config.icd_width, config.icd_batchnorm, config.dropout)
+    classes = class_names(config.voc_root)
+    network = IcdNetwork(len(classes) - 1, config.icd_width, config.icd_batchnorm, config.dropout)
     start = start_from(network, runs.start_weights(config, STAGE)) if config.weights else "from scratch, no --weights"
     made_from = [Path(config.weights)] if config.weights else []
     runs.claim(config, STAGE, [*made_from, superpixels, *runs.training_data(config)])
@@ -71,10 +71,10 @@ def run(config: Config) -> None:
 
     def after_epoch(epoch: int, history: History | None) -> None:
         if distributed.rank() == 0:
-            checkpoint.save_weights(stages.checkpoint_path(path.parent, "icd", epoch), network)
+            checkpoint.save_weights(stages.checkpoint_path(path.parent, "icd", epoch), network, config, classes)
             stages.checkpoint_path(path.parent, "icd", epoch - config.icd_checkpoints).unlink(missing_ok=True)
             if epoch == config.epochs:
-                checkpoint.save_weights(path, network)
+                checkpoint.save_weights(path, network, config, classes)
 
     training = Training(
         title="ICD",

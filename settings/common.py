@@ -21,7 +21,7 @@ from settings.field import (
 
 CELL = 8  # pixels a side of a cell of the networks' feature maps; crops and stored grids are made of whole cells
 MOST_PIXELS = 1 << 22  # of a photograph; VOC's have 250,000
-PRESETS = ("voc", "demo")
+PRESETS = ("voc", "coco", "demo")
 RECIPES = ("paper", "released")
 PRECISIONS = ("auto", "float32", "bfloat16")
 CRF = (*LABEL_MAKING, "make_icd_labels", "mode 2", "mode 3")
@@ -32,7 +32,7 @@ TRAINED = (*LEARNING, "train_icd", "recurseed train")
 class Run:
     """what and where"""
 
-    preset: str = setting("voc", RUN, PRESETS, NONE, "sizes and schedule: as published, or small for the embedded data")
+    preset: str = setting("voc", RUN, PRESETS, NONE, "sizes and schedule: published, or small for the embedded data")
     recipe: str = setting("paper", RUN, RECIPES, NONE, "whose word counts where paper and released program differ")
     voc_root: str = setting("voc_root", MACHINE, TEXT, NONE, "folder of JPEGImages, Annotations, SegmentationClass …")
     out: str = setting(".", MACHINE, TEXT, NONE, "folder for logs/, precompute/, validation/, prepare_labels/results/")

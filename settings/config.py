@@ -1,6 +1,6 @@
 """Every setting of every program: one flat Config, composed of the systems' settings.
 
-A program's Config is: preset (`voc` or `demo`) → recipe (`paper` or `released`) → the flags given, by name.
+A program's Config is: preset (`voc`, `coco` or `demo`) → recipe (`paper` or `released`) → the flags given, by name.
 """
 
 import dataclasses
@@ -69,12 +69,17 @@ def _fits(value, default) -> bool:
 
 
 def preset(name: str) -> Config:
-    return demo() if name == "demo" else voc()
+    return {"voc": voc, "coco": coco, "demo": demo}[name]()
 
 
 def voc() -> Config:
     """The published setting."""
     return Config()
+
+
+def coco() -> Config:
+    """COCO 2014 as tools.coco prepares it. The settings are VOC's: nobody published others for these programs."""
+    return Config(preset="coco", voc_root="coco_root")
 
 
 def demo() -> Config:
@@ -137,7 +142,7 @@ def with_recipe(config: Config, recipe: str) -> Config:
         precompute_augmented=True,
         move_maps=False,
         seed_target="ssdd2",
-        static_checkpoint=10 if config.preset == "voc" else 0,
+        static_checkpoint=10 if config.preset != "demo" else 0,
         seed_bias=0.1,
         seed_bg=0.1,
     )
@@ -162,6 +167,8 @@ def check(config: Config) -> None:
             _check_bounds(name, value, entry.metadata["bounds"])
     _check_sizes(config)
     check_recurseed(config)
+    if config.certain_mix and config.bn == 1:
+        raise ValueError(f"--certain_mix={config.certain_mix}: there is nothing to paste in steps of --bn=1 image")
     if config.compile and 64 * config.width < 16:
         raise ValueError("--compile: needs a --width of 0.25 or more; narrower, torch's compiled code crashes on CPUs")
     if "/" in config.modelid or config.modelid in ("", ".", ".."):

@@ -7,7 +7,7 @@ from settings.field import COUNT, NONE, RATE, RUN, STAGE, START, SWITCH, TEXT, T
 PAIR = ("mode 0", "mode 1", "mode 2")
 STATIC_SIDE, DYNAMIC, EVALUATION = ("mode 0", "mode 4"), ("mode 2",), ("mode 3",)
 MAKE, SEEDS = ("mode 1",), ("mode 1", "mode 2")
-ON_FIXED = ("mode 3", "mode 4")
+ON_FIXED, MIXING = ("mode 3", "mode 4"), ("mode 2", "mode 4")
 SIDE, TERM = (8, 8192), (-10, 10)
 CRFS = ("pydensecrf", "exact")
 
@@ -36,6 +36,10 @@ class Ssdd:
     bg: float = setting(0.0, RUN, TERM, DYNAMIC, "background term of that integration (paper)")
     crf: str = setting("pydensecrf", RUN, CRFS, DYNAMIC, "of mode 2: pydensecrf (program), exact on the device (ours)")
     crf_train: int = setting(3, RUN, (1, 1000), DYNAMIC, "iterations in the training step (program)")
+
+    certain_mix: float = setting(
+        0.0, RUN, (0, 1), MIXING, "share of a step's images that get certain objects of another (CertainMix); 0: off"
+    )
 
     @property
     def advisers(self) -> list[str]:

@@ -14,16 +14,21 @@ from PIL import Image
 import main_ssdd
 from datasets.seed_store import save_maps, store_path
 from datasets.superpixels import read_superpixels, write_superpixels
-from datasets.voc import image_size, read_ids, read_mask, read_present
-from engine import seeds, stages
+from datasets.transforms import as_tensor
+from datasets.voc import image_size, read_ids, read_image, read_mask, read_present
+from engine import checkpoint, seeds, stages
 from engine.loading import EpochOrder
+from engine.workers import crf_kernel
 from models.icd.network import IcdNetwork
+from models.icd.seeds import class_maps, icd_seed, seed_after_crf
 from models.icd.superpixels import colour_histograms
 from prepare_labels import make_icd_labels, make_superpixels, train_icd
 from settings.config import voc
 from tests import reference
 from tests.conftest import as_flags, tiny
 from tests.test_training import Stop
+from tools import predict
+from tools.predict import Predictor
 
 ICD = {"icd_width": 0.0625, "icd_crop": 49, "icd_side": 145, "icd_epochs": 2, "icd_batch": 3, "icd_lr": 1e-3}
 
@@ -101,6 +106,46 @@ def test_ssdd_takes_icd_s_seeds_by_name_and_the_page_shows_them(own):
     make_icd_labels.main(as_flags(own))  # nothing is left to do but the pages
     page = (Path(own.out) / "script" / "labels.html").read_text()
     assert "ICD+CRF" in page and "_icd_crf.png" in page and "_icd.png" in page
+
+
+def test_predict_makes_the_seed_of_the_classes_that_score(finished, tmp_path, capsys):
+    path = folder_of(finished, "icd") / "weights.pth"
+    assert checkpoint.system_of(path) == "icd"
+    predictor = Predictor(path, "cpu", crf=False)
+    network = predictor.network
+    assert predictor.system == "icd" and predictor.config.icd_side == finished.icd_side
+    image = read_image(finished.voc_root, read_ids(finished.voc_root, "val")[0])
+    shown = as_tensor(image)
+    t, cam = class_maps(network, shown, torch.arange(1, 21), finished.icd_side)
+    scores = cam.mean(dim=(1, 2))
+    with torch.no_grad():  # so that three classes score above one half
+        network.fc8.bias -= scores.sort().values[-4:-2].mean()
+    t, cam = class_maps(network, shown, torch.arange(1, 21), finished.icd_side)
+    there = (cam.mean(dim=(1, 2)) > 0).nonzero()[:, 0]
+    assert len(there) == 3
+    mask = predictor.mask(image)
+    assert np.array_equal(mask, icd_seed(t[there], cam[there], there + 1).numpy())
+    predictor.crf = True
+    expected = seed_after_crf(image, mask, 21, finished.crf_icd, crf_kernel(finished))
+    assert np.array_equal(predictor.mask(image), expected)
+    with torch.no_grad():
+        network.fc8.bias -= 1000
+    predictor.crf = False
+    assert not predictor.mask(image).any()
+    photo = Path(finished.voc_root) / "JPEGImages" / f"{read_ids(finished.voc_root, 'val')[0]}.jpg"
+    flags = [str(photo), "--weights", str(path), "--out", str(tmp_path / "out"), "--device=cpu"]
+    predict.main(flags)
+    assert "a network of ICD" in capsys.readouterr().out
+    assert read_mask(tmp_path / "out" / f"{photo.stem}.png").shape == image.shape[:2]
+    for more, said in (
+        (["--soft"], "--soft"),
+        (["--scales", "1"], "--scales"),
+        (["--export", "a.pt2"], "weights are ICD"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            predict.main([*flags, *more])
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and said in error and error.count("\n") == 1
 
 
 def test_a_stopped_training_ends_where_the_whole_one_does(finished, own, monkeypatch):

@@ -11,7 +11,7 @@ from datasets.errors import InputError
 from datasets.seed_store import load_maps, save_maps, store_path
 from datasets.voc import CLASSES, mask_path, read_ids, read_mask, write_mask
 from evaluation.masks import THRESHOLDS, as_markdown, evaluate
-from evaluation.metrics import confusion, iou, mean_iou
+from evaluation.metrics import confusion, iou, mean_iou, without_unknown
 from tools.eval_masks import main
 
 
@@ -216,3 +216,22 @@ def test_program_prints_a_table_and_writes_the_figures(masks, tiny_voc, tmp_path
         f"| mine | **{100 * np.mean(expected):.2f}** | " + " | ".join(f"{100 * e:.1f}" for e in expected) + " |"
     )
     assert "**100.00**" in said[3]
+
+
+def test_unknown_pixels_are_wrong_or_left_out(tmp_path):
+    """Half of a mask of two classes is unknown, the rest is right but for one pixel."""
+    truth = np.array([[0, 0, 0, 0], [1, 1, 1, 1]], np.uint8)
+    mask = np.array([[0, 0, 255, 255], [1, 0, 255, 255]], np.uint8)
+    counts = confusion(truth, mask, 2)
+    assert iou(counts).tolist() == [2 / 5, 1 / 4]
+    assert iou(without_unknown(counts)).tolist() == [2 / 3, 1 / 2]
+    for folder, pixels in (("SegmentationClass", truth), ("seeds", mask), ("known", truth)):
+        write_mask(tmp_path / folder / "a.png", pixels)
+    results = {name: evaluate(tmp_path / name, tmp_path, ["a"]) for name in ("seeds", "known")}
+    assert results["seeds"]["miou"] == pytest.approx(0.325) and results["seeds"]["unknown"] == 0.5
+    assert results["seeds"]["miou_known"] == pytest.approx(7 / 12) and "miou_known" not in results["known"]
+    lines = as_markdown(results, "x").splitlines()
+    assert lines[0].startswith("| x | mIoU | leaving 255 out | 255 | background |")
+    assert lines[2].startswith("| seeds | **32.50** | 58.33 | 50.0 | 40.0 |")
+    assert lines[3].startswith("| known | **100.00** | 100.00 | 0.0 |")
+    assert as_markdown({"known": results["known"]}, "x").startswith("| x | mIoU | background |")

@@ -132,6 +132,20 @@ def test_bad_weights_end_in_one_line(make, said, tmp_path, tiny_voc, capsys):
     assert end.value.code == 2 and said in error and error.count("\n") == 1 and not (tmp_path / "o").exists()
 
 
+def test_weights_that_make_no_masks_are_told_apart(finished_run, tiny_voc, tmp_path, capsys):
+    results = finished_run / "prepare_labels" / "results"
+    models = finished_run / "logs" / "dssdd_ssdd" / "models"
+    systems = {"ssdd": models / "seg_0001.pth", "ddnet": models / "ssdd_0001.pth"}
+    systems |= {"psa": results / "cls" / "weights.pth", "psa ": results / "aff" / "weights.pth"}
+    for system, path in systems.items():
+        assert checkpoint.system_of(path) == system.strip()
+        if system != "ssdd":
+            with pytest.raises(SystemExit):
+                predict.main([str(tiny_voc / "JPEGImages"), "--weights", str(path), "--out", str(tmp_path / "o")])
+            error = capsys.readouterr().err
+            assert str(path) in error and "makes no masks" in error and error.count("\n") == 1
+
+
 def test_bad_pictures_end_in_one_line_and_the_others_are_done(weights, tiny_voc, tmp_path, capsys):
     good = read_image(tiny_voc, read_ids(tiny_voc, "val")[0])
     Image.fromarray(good).save(tmp_path / "good.jpg")

@@ -296,6 +296,28 @@ def test_mode_4_learns_from_the_seeds_by_name(done, tmp_path, capsys):
     assert "main_recurseed.py --mode=labels" in capsys.readouterr().err
 
 
+def test_ssdd_integrates_the_seeds_by_name(done, tmp_path):
+    """With psa's maps under recurseed's name, and the reverse, the networks are the same to the bit."""
+    shutil.copytree(Path(done.out) / "seeds", tmp_path / "out" / "seeds")
+    config = replace(done, out=str(tmp_path / "out"), lr=1e-3)
+    classifier = Classifier(20, config.width, config.dropout, config.backbone_dilation)
+    checkpoint.save_weights(stages.label_network(config, "train_cls"), classifier)
+    for which, source in enumerate(("recurseed", "recurseed_crf")):
+        shutil.copytree(tmp_path / "out" / "seeds" / "ssdd" / source, stages.folder(config, "make_aff_labels", which))
+    for name, pair in (("ssdd", ("recurseed", "recurseed_crf")), ("psa", ("psa", "psa_crf"))):
+        own = replace(config, modelid=name, knowledge=pair[0], advice=pair[1])
+        for mode in (0, 1, 2):
+            main_ssdd.main([f"--mode={mode}", *as_flags(own)])
+    logs_of = tmp_path / "out" / "logs"
+    for mode, network in (("sssdd", "ssdd"), ("dssdd", "seg")):
+        one, other = (
+            checkpoint.load_state(logs_of / f"{mode}_{n}" / "models" / f"{network}_0001.pth") for n in ("ssdd", "psa")
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    stored = json.loads((logs_of / "dssdd_ssdd" / "config.json").read_text())
+    assert {"recurseed", "recurseed_crf"} <= stored["made_from"].keys()
+
+
 def test_help_shows_its_commands_and_settings(capsys):
     with pytest.raises(SystemExit):
         main_recurseed.main(["--help"])

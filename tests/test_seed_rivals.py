@@ -17,7 +17,7 @@ from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
 from tests.conftest import as_flags, labels_folder
 from tests.test_bad_input import refused
-from tools import seed_rivals
+from tools import paper_tables, seed_rivals
 from tools.seed_rivals import area_under_roc, choices, overrules, share_of_gap
 
 
@@ -28,15 +28,32 @@ def test_every_rule_by_hand():
     truth = np.array([[0, 7, 0, 7, 255]], np.uint8)
     refined = np.array([[0, 0, 7, 7, 7]], np.uint8)
     maps = [SeedMaps(np.array([0, 7]), m, "x") for m in (knowledge, advice)]
-    flags = torch.zeros(1, 21)
-    masks = choices(*maps, flags, refined, truth)
+    present = torch.zeros(1, 21)
+    masks = choices(maps, refined, truth, present, False)
     assert [m.mask().tolist() for m in maps] == [[[0, 7, 7, 7, 7]], [[0, 0, 0, 7, 0]]]
     assert masks["larger probability"].tolist() == [[0, 7, 7, 7, 7]]
     assert masks["flags alone"].tolist() == maps[1].mask().tolist()
     assert masks["static SSDD"] is refined
     assert masks["oracle"][0, :4].tolist() == [0, 7, 0, 7]
-    flags[0, 7] = 1
-    assert choices(*maps, flags, refined, truth)["flags alone"].tolist() == [[0, 7, 7, 7, 7]]
+    present[0, 7] = 1  # of four pixels the advice keeps one
+    assert choices(maps, refined, truth, present, False)["flags alone"].tolist() == [[0, 7, 7, 7, 7]]
+    assert choices(maps, refined, truth, present, True)["flags alone"].tolist() == maps[1].mask().tolist()
+
+
+def mask_of(values):
+    mask = np.array([values])
+    there = np.unique(mask)
+    return SeedMaps(there, (mask == there[:, None, None]).astype(np.float32), "mask")
+
+
+def test_unknown_pixels_and_several_advisers_by_hand():
+    members = [mask_of([1, 255, 255, 2, 0, 1]), mask_of([255, 1, 255, 0, 2, 0]), mask_of([2, 255, 255, 2, 0, 2])]
+    truth = np.array([[1, 1, 1, 0, 0, 2]], np.uint8)
+    masks = choices(members, truth, truth, torch.zeros(1, 3), False)
+    assert masks["larger probability"].tolist() == masks["flags alone"].tolist() == [[2, 1, 255, 2, 0, 2]]
+    assert masks["oracle"].tolist() == [[1, 1, 255, 0, 0, 2]]
+    pair = choices(members[:2], truth, truth, torch.zeros(1, 3), False)
+    assert pair["flags alone"].tolist() == [[1, 1, 255, 0, 2, 0]]
 
 
 PAIR = ("PSA", "PSA+CRF")
@@ -88,13 +105,17 @@ def test_figures_of_a_run_are_those_of_its_masks(own_run, tmp_path, capsys):
         assert result["rules"][rule]["miou"] == expected["miou"] and result["rules"][rule]["iou"] == expected["iou"]
     # The oracle loses nowhere: every pixel that any rule has right, it has right.
     assert set(result["images"]) == set(ids)
-    assert result["pixels"]["static SSDD"] <= result["pixels"]["PSA right"] + result["pixels"]["PSA+CRF right"]
-    assert result["change"] == [pytest.approx(area, abs=0.003) for area in areas(own_run, ids)]
+    (step,) = result["steps"]
+    assert step["pixels"]["static SSDD"] <= step["pixels"]["PSA right"] + step["pixels"]["PSA+CRF right"]
+    assert step["change"] == [pytest.approx(area, abs=0.003) for area in areas(own_run, ids)]
     for half in ("first", "second"):
         sweep = result["bias"][f"sweep_of_{half}_half"]
         part = ids[0::2] if half == "first" else ids[1::2]
         assert sweep["0.4"] == pytest.approx(evaluate(folders["static SSDD"], own_run.voc_root, part)["miou"])
     said = capsys.readouterr().out
+    stored = json.loads((stages.folder(own_run, "mode 3") / "result_val.json").read_text())
+    assert result["network"] == {kind: stored[kind]["miou"] for kind in ("mask", "mask after CRF")}
+    assert f"| PSA ← PSA+CRF (ssdd) | PSA {mean_and_spread([result['rules']['PSA']['miou']])}, PSA+CRF" in said
     assert f"{own_run.out} (seed 0)" in said and "demo preset, train, 6 images, 1 runs" in said
 
 
@@ -123,6 +144,43 @@ def test_the_sweep_is_what_mode_1_makes_with_that_bias(own_run, tmp_path):
     masks = evaluate(stages.folder(own_run, "mode 1"), own_run.voc_root, read_ids(own_run.voc_root, "train")[0::2])
     assert one["bias"]["sweep_of_first_half"]["-0.1"] == pytest.approx(masks["miou"])
     assert one["bias"] == two["bias"]
+
+
+def test_pairs_with_unknown_pixels_and_several_advisers_stand_side_by_side(own_run, tmp_path, capsys):
+    """Made-up ICD seeds: the true masks with a stripe that nobody knows."""
+    for image_id in read_ids(own_run.voc_root, "train"):
+        mask = read_mask(mask_path(own_run.voc_root, image_id)).copy()
+        mask[:, 10:30] = IGNORE
+        for folder in (stages.folder(own_run, "make_icd_labels", which) for which in range(2)):
+            write_mask(folder / f"{image_id}.png", mask)
+    for modelid, knowledge, advice in (("unknown", "icd", "psa"), ("three", "psa", "icd_crf,psa_crf")):
+        config = replace(own_run, modelid=modelid, knowledge=knowledge, advice=advice)
+        for mode in (0, 1):
+            main_ssdd.main([f"--mode={mode}", *as_flags(config)])
+    capsys.readouterr()
+    run(own_run, "--modelid", "ssdd", "unknown", "three", "--json", str(tmp_path / "pairs.json"))
+    said, found = capsys.readouterr().out, json.loads((tmp_path / "pairs.json").read_text())
+    lines = said.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == [
+        "PSA ← PSA+CRF (ssdd)", "ICD ← PSA (unknown)", "PSA ← ICD+CRF ← PSA+CRF (three)",
+    ]  # fmt: skip
+    assert "60.2, leaving 255 out" in lines[3] and "leaving 255 out 100.0" in lines[3]
+    one, three = found["unknown"][own_run.out], found["three"][own_run.out]
+    assert one["rules"]["ICD"]["miou"] < one["rules"]["ICD"]["miou_known"] == 1.0
+    assert "miou_known" not in one["rules"]["flags alone"]  # PSA knows all
+    assert one["network"] == {} and one["bias"]["best_on_first_half"] is not None
+    assert [step["pair"] for step in three["steps"]] == [["PSA", "ICD+CRF"], ["after ICD+CRF", "PSA+CRF"]]
+    assert three["bias"] is None
+    for result in (one, three):
+        oracle = result["rules"]["oracle"]["miou"]
+        assert all(result["rules"][rule]["miou"] <= oracle for rule in (*result["pair"], "larger probability"))
+    folder = stages.folder(replace(own_run, modelid="three"), "mode 1")
+    expected = evaluate(folder, own_run.voc_root, read_ids(own_run.voc_root, "train"))
+    assert three["rules"]["static SSDD"]["miou"] == expected["miou"]
+    tables = tmp_path / "tables"
+    paper_tables.main([own_run.out, "--modelid", "unknown", "--voc-root", own_run.voc_root, "--into", str(tables)])
+    table = (tables / "tables.md").read_text()
+    assert "| ICD |" in table and "(leaving 255 out 100.0)" in table and "68.0 on VOC test" in table
 
 
 def test_runs_that_are_no_repetitions_are_refused(own_run, finished_run, tmp_path, capsys):

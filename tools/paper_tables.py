@@ -4,7 +4,8 @@
 
 Each argument is the --out folder of a run; several are repetitions with other seeds, and every figure is then mean ±
 standard deviation over them. A row fills as far as its stages have run: raw seeds after mode 1, networks after mode 3,
-also those of --mode=4 --seed_source=psa|psa_crf|ssdd|truth. Writes tables.md, tables.json, seeds.png and classes.png.
+also those of --mode=4 --seed_source=psa|psa_crf|ssdd|truth|… . Sources beside PSA's (ICD's, RecurSeed's, others' masks
+that the run's pair names) get rows where they are there. Writes tables.md, tables.json, seeds.png and classes.png.
 """
 
 import json
@@ -20,12 +21,22 @@ from engine import runs, stages
 from engine.seeds import OLD_NAMES
 from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
+from settings.config import Config
 from settings.flags import Parser
 
-# Row → the seed source that it is about; dynamic SSDD has none, its network makes its own masks.
-ROWS = {"PSA": "psa", "PSA+CRF": "psa_crf", "static SSDD": "ssdd", "dynamic SSDD": "", "ground truth": stages.TRUTH}
-# As published, VOC 2012, percent: the poster's first table (dynamic SSDD: the paper's) and the rows of its second.
-PUBLISHED_RAW = {"PSA": 52.5, "PSA+CRF": 48.0, "static SSDD": 53.4}
+# Row → the seed source that it is about; dynamic SSDD has none, its network makes its own masks. The rows between are
+# those of the run's pair, and of every other source that is there.
+BEFORE = {"PSA": "psa", "PSA+CRF": "psa_crf"}
+AFTER = {"static SSDD": "ssdd", "dynamic SSDD": "", "ground truth": stages.TRUTH}
+# As published, VOC 2012, percent: the poster's first table (dynamic SSDD: the paper's) and the rows of its second;
+# ICD's as its author reports them.
+PUBLISHED_RAW = {"PSA": 52.5, "PSA+CRF": 48.0, "ICD": 60.2, "ICD+CRF": 62.2, "static SSDD": 53.4}
+NOTES = {
+    "ICD": "ICD's published figures leave out pixels whose seed is 255 (train_aug); with saliency maps, a DeepLab-v2 "
+    "trained on the seeds has 68.0 on VOC test.",
+    "RecurSeed": "RecurSeed's published figures are of its own networks, not of one trained on its seeds: single-stage "
+    "69.5 on VOC val (results page), multi-stage 72.4.",
+}
 PUBLISHED_NETWORK = {"PSA": 58.4, "PSA+CRF": 59.0, "static SSDD": 61.4, "dynamic SSDD": 64.9}
 PUBLISHED_CLASSES = {
     row: [float(figure) for figure in figures.split()]
@@ -39,23 +50,43 @@ PUBLISHED_CLASSES = {
 PUBLISHED_CLASS_MEAN = {"PSA": 61.7, "dynamic SSDD": 64.9}
 
 
-def measure(outs: list[Path], modelid: str, root: str, raw_ids: list[str], ids: list[str]) -> dict:
+def rows_of(outs: list[Path], modelid: str) -> dict[str, str]:
+    """The table's rows: PSA's, the pair's, other sources that are there, SSDD's, the true masks."""
+    between = {}
+    for name, (_, written) in stages.sources().items():
+        there = any((out / stages.filled(written.folder, modelid)).is_dir() for out in outs)
+        if there and written not in (stages.CAM, stages.STATIC_SSDD):  # CAMs have no background
+            between[written.title] = name
+    for out in outs:
+        path = out / stages.filled(stages.STAGES["mode 0"].folders[0], modelid) / "config.json"
+        stored = runs.stored_config(out, modelid, "mode 0") if path.exists() else Config()
+        for name in (stored.knowledge, *stored.advisers):
+            if name.startswith(stages.MASKS):
+                between[name] = name
+    return BEFORE | between | AFTER
+
+
+def measure(
+    rows: dict[str, str], outs: list[Path], modelid: str, root: str, raw_ids: list[str], ids: list[str]
+) -> dict:
     """{"raw", "network", "network + CRF"} → {row: {out folder: figures of evaluation.masks}}, for what is there."""
     written = stages.sources()
     found: dict[str, dict] = {"raw": {}, "network": {}, "network + CRF": {}}
-    for row, source in ROWS.items():
-        for column, rows in found.items():
+    for row, source in rows.items():
+        for column, measured in found.items():
             if column != "raw":
                 below = [masks_folder(out, modelid, source) / {"network": "mask"}.get(column, "crf") for out in outs]
             elif source in written:
                 below = [out / stages.filled(written[source][1].folder, modelid) for out in outs]
+            elif source.startswith(stages.MASKS):
+                below = [Path(source.removeprefix(stages.MASKS)) for _ in outs]
             else:
                 continue
             image_ids = raw_ids if column == "raw" else ids
             there = zip(outs, below, strict=True)
             figures = {str(out): evaluate(folder, root, image_ids) for out, folder in there if folder.is_dir()}
             if figures:
-                rows[row] = figures
+                measured[row] = figures
     return found
 
 
@@ -70,10 +101,19 @@ def cell(figures: dict[str, dict] | None, name: str | None = None) -> str:
     """Mean ± spread of the mIoU, or of a class's IoU, over the runs."""
     if not figures:
         return "–"
-    return mean_and_spread([f["miou"] if name is None else f["iou"][name] for f in figures.values()])
+    known = [f.get("miou_known") for f in figures.values()]
+    note = f" (leaving 255 out {mean_and_spread(known)})" if name is None and None not in known else ""
+    return mean_and_spread([f["miou"] if name is None else f["iou"][name] for f in figures.values()]) + note
 
 
-def as_markdown(found: dict, configs: list[dict], outs: list[Path], splits: list[tuple[str, int]], root: Path) -> str:
+def as_markdown(
+    rows: dict[str, str],
+    found: dict,
+    configs: list[dict],
+    outs: list[Path],
+    splits: list[tuple[str, int]],
+    root: Path,
+) -> str:
     preset, recipe = configs[0]["preset"], configs[0]["recipe"]
     (raw_split, raw_count), (split, count) = splits
     classes = class_names(root)
@@ -89,12 +129,13 @@ def as_markdown(found: dict, configs: list[dict], outs: list[Path], splits: list
         "| published on VOC: network, val |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in ROWS:
+    for row in rows:
         counts = sorted({len(found[column][row]) for column in found if found[column].get(row)})
         number = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(sum(counts))
         cells = [cell(found[column].get(row)) for column in found]
         published = [str(table.get(row, "–")) for table in (PUBLISHED_RAW, PUBLISHED_NETWORK)]
         lines.append(f"| {row} | {' | '.join([*cells, number, *published])} |")
+    lines += [line for title, note in NOTES.items() if title in rows for line in ("", note)]
     lines += [
         "",
         "Network + CRF, class by class. PSA: trained on PSA seeds here; as published, PSA's own network.",
@@ -106,8 +147,8 @@ def as_markdown(found: dict, configs: list[dict], outs: list[Path], splits: list
     for n, name in enumerate([*classes, None]):
         cells = [*(cell(figures, name) for figures in pair), gain(*pair, name)]
         if classes == CLASSES:
-            rows = PUBLISHED_CLASSES.items()
-            before, after = (values[n] if name else PUBLISHED_CLASS_MEAN[row] for row, values in rows)
+            table = PUBLISHED_CLASSES.items()
+            before, after = (values[n] if name else PUBLISHED_CLASS_MEAN[row] for row, values in table)
             cells += [f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"]
         else:
             cells += ["–"] * 3
@@ -124,7 +165,7 @@ def gain(before: dict | None, after: dict | None, name: str | None) -> str:
     return f"{100 * np.mean([b - a for a, b in pairs]):+.1f}"
 
 
-def charts(found: dict, title: str) -> dict[str, Figure]:
+def charts(rows: dict[str, str], found: dict, title: str) -> dict[str, Figure]:
     """seeds.png: mIoU of raw seeds and networks; classes.png: IoU of each class of the networks."""
 
     def spread(values: list[float | None]) -> tuple[float, float] | None:
@@ -133,12 +174,12 @@ def charts(found: dict, title: str) -> dict[str, Figure]:
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
     mious = {
-        column: [spread([f["miou"] for f in rows.get(row, {}).values()]) for row in ROWS]
-        for column, rows in found.items()
+        column: [spread([f["miou"] for f in measured.get(row, {}).values()]) for row in rows]
+        for column, measured in found.items()
     }
-    pictures = {"seeds.png": bars(f"mIoU, {title}", list(ROWS), mious)}
+    pictures = {"seeds.png": bars(f"mIoU, {title}", list(rows), mious)}
     networks = found["network + CRF"]
-    figures = [f["iou"] for rows in networks.values() for f in rows.values()]
+    figures = [f["iou"] for measured in networks.values() for f in measured.values()]
     shown = [c for c in (figures[0] if figures else ()) if any(f[c] is not None for f in figures)]
     if shown:
         classes = {
@@ -181,11 +222,12 @@ def main(argv: list[str] | None = None) -> None:
     configs = runs.repetitions(arguments.outs, arguments.modelid)
     root = arguments.voc_root or configs[0]["voc_root"]
     raw_ids, ids = (read_ids(root, split) for split in (arguments.raw_split, arguments.split))
-    found = measure(arguments.outs, arguments.modelid, root, raw_ids, ids)
+    rows = rows_of(arguments.outs, arguments.modelid)
+    found = measure(rows, arguments.outs, arguments.modelid, root, raw_ids, ids)
     if not any(found.values()):
         raise InputError(f"{arguments.outs[0]} has neither seeds nor masks yet: run prepare_labels and the modes first")
     splits = [(arguments.raw_split, len(raw_ids)), (arguments.split, len(ids))]
-    text = as_markdown(found, configs, arguments.outs, splits, Path(root))
+    text = as_markdown(rows, found, configs, arguments.outs, splits, Path(root))
     about = {
         "preset": configs[0]["preset"],
         "recipe": configs[0]["recipe"],
@@ -199,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
         with atomic_write(arguments.into / name) as temporary:
             temporary.write_text(written, encoding="utf-8")
     title = f"{about['preset']} preset, {arguments.split}, {len(arguments.outs)} runs"
-    for name, picture in charts(found, title).items():
+    for name, picture in charts(rows, found, title).items():
         with atomic_write(arguments.into / name) as temporary:
             picture.savefig(temporary, format="png")
     print(text)

@@ -6,7 +6,8 @@
 
 Writes, for each picture, NAME.png (class indices with their palette) and NAME_overlay.jpg (mask over picture, with a
 legend); with --soft also NAME.npz (a probability a class and pixel). Folders are searched for pictures and keep their
-structure. From Python:
+structure. Weights are those of SSDD, RecurSeed or ICD, and say by themselves which. ICD makes seeds: its masks have
+unknown pixels (255) where it does not know, and no probabilities. From Python:
 
     from tools.predict import Predictor
     predictor = Predictor("seg_0041.pth")
@@ -27,12 +28,14 @@ from torch import Tensor, nn
 from datasets.errors import InputError, program
 from datasets.files import atomic_write, refuse_overwrite
 from datasets.pictures import ENDINGS, mask_colours, read_photo
-from datasets.transforms import MEAN, STD, normalise
+from datasets.transforms import MEAN, STD, as_tensor, normalise
 from datasets.voc import write_mask
 from engine import checkpoint, distributed
 from engine.progress import progress
 from engine.workers import crf_kernel
 from models.crf import dense_crf
+from models.icd.network import IcdNetwork
+from models.icd.seeds import seed_after_crf, unlabelled_seed
 from models.inference import multiscale_probabilities, resize
 from models.ssdd.segmentation import SegmentationNetwork
 from modes.recurseed import networks as recurseed
@@ -41,6 +44,12 @@ from settings.flags import Parser
 
 RESULTS = (".png", "_overlay.jpg", ".npz")
 LARGEST_SIDE = 1600  # pixels; larger pictures are segmented at this size, the mask then enlarged
+TITLES = {"ssdd": "SSDD", "recurseed": "RecurSeed", "icd": "ICD"}
+# Weights of networks that cannot make a mask of a picture.
+NO_MASKS = {
+    "psa": "are of a label network of PSA, which makes no masks; give the seg_X.pth of a network trained on its seeds",
+    "ddnet": "are of the DD-Net, which makes no masks; give the seg_X.pth beside it",
+}
 OVERLAY = 0.55  # weight of a class's colour over the picture
 
 
@@ -48,15 +57,15 @@ class Predictor:
     """A trained segmentation network that takes pictures.
 
     Args:
-        weights: seg_*.pth of mode 2 or mode 0, or recurseed_*.pth, which say by themselves what network they are of;
-            or a state dict of a published network on VOC.
+        weights: seg_*.pth of mode 2 or mode 0, recurseed_*.pth, or icd_*.pth, which say by themselves what network they
+            are of; or a state dict of a published network on VOC.
         device: auto, cpu, cuda or cuda:N.
-        scales: of the multi-scale inference, relative to the Config's eval_size (RecurSeed: to the picture);
-            None: as in training's Config.
+        scales: of the multi-scale inference, relative to the Config's eval_size (RecurSeed: to the picture; ICD has
+            none); None: as in training's Config.
         crf: sharpen masks with a dense CRF, as the published evaluation does.
 
     Attributes:
-        system: whose network it is, ssdd or recurseed.
+        system: whose network it is, ssdd, recurseed or icd.
         classes: names, background first; a mask's values are places in it.
         config: what the network was trained with.
 
@@ -69,6 +78,10 @@ class Predictor:
     ):
         self.config, self.classes = checkpoint.load_description(weights)
         self.system = checkpoint.system_of(weights)
+        if self.system in NO_MASKS:
+            raise InputError(f"{weights}: {NO_MASKS[self.system]}")
+        if scales and self.system == "icd":
+            raise InputError(f"--scales: {weights} are ICD's, whose inference has a single scale; leave it out")
         if scales:
             name = "recurseed_scales" if self.system == "recurseed" else "eval_scales"
             self.config = replace(self.config, **{name: tuple(scales)})
@@ -78,15 +91,25 @@ class Predictor:
                 raise InputError(str(error)) from None
         config = self.config
         self.crf, self.device = crf, distributed.start(device)
+        self.network = self._filled_network(weights)
+        width = config.icd_width if self.system == "icd" else config.width
+        layout = distributed.memory_format(self.device, width)
+        self.network.to(self.device, memory_format=layout).eval().requires_grad_(False)
+
+    def _filled_network(self, weights: str | Path) -> nn.Module:
+        config, classes = self.config, len(self.classes)
+        if self.system == "icd":
+            network = IcdNetwork(classes - 1, config.icd_width, config.icd_batchnorm)
+            checkpoint.fill(network, checkpoint.load_vgg(weights), weights)
+            return network
         if self.system == "recurseed":
-            network = recurseed.build(config, len(self.classes))
+            network = recurseed.build(config, classes)
         else:
             network = SegmentationNetwork(
-                len(self.classes), config.width, config.head_dilation, False, config.dropout, config.backbone_dilation
+                classes, config.width, config.head_dilation, False, config.dropout, config.backbone_dilation
             )
         checkpoint.load_into(network, weights, unused=("seg_sub.",))
-        layout = distributed.memory_format(self.device, config.width)
-        self.network = network.to(self.device, memory_format=layout).eval().requires_grad_(False)
+        return network
 
     def maps(self, image: np.ndarray) -> np.ndarray:
         """Probabilities of the network without CRF.
@@ -96,8 +119,13 @@ class Predictor:
 
         Returns:
             C×H×W float32, summing to one over the classes. H×W is the image's size, but at most LARGEST_SIDE.
+
+        Raises:
+            InputError: the network is ICD's.
         """
         size = working_size(image)
+        if self.system == "icd":
+            raise InputError("--soft: ICD's network makes masks and no probabilities; leave it out")
         if self.system == "recurseed":
             x = recurseed.network_input(self.config, self.device, _shrunk(image, size))
             return recurseed.predicted(self.config, self.network, x).probabilities[0].cpu().numpy()
@@ -111,9 +139,12 @@ class Predictor:
             image: H×W×3 uint8 RGB.
 
         Returns:
-            H×W uint8 places in `classes`.
+            H×W uint8 places in `classes`; of ICD's network also 255, unknown.
         """
         size = working_size(image)
+        if self.system == "icd":
+            mask = self._icd_mask(_shrunk(image, size))
+            return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         if self.system == "recurseed":
             classes, maps = self._recurseed_maps(_shrunk(image, size))
             mask = classes[maps.argmax(axis=0)].astype(np.uint8)
@@ -124,6 +155,16 @@ class Predictor:
             maps = dense_crf(_shrunk(image, size), maps, self.config.crf_eval, crf_kernel(self.config))
         mask = maps.argmax(axis=0).astype(np.uint8)
         return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+
+    def _icd_mask(self, image: np.ndarray) -> np.ndarray:
+        """The seed H×W that ICD makes, after the CRF unless the Predictor was made without."""
+        config = self.config
+        with distributed.autocast(self.device, config.precision):
+            seed = unlabelled_seed(self.network, as_tensor(image).to(self.device), config.icd_side)
+        seed = seed.cpu().numpy().astype(np.uint8)
+        if not self.crf:
+            return seed
+        return seed_after_crf(image, seed, len(self.classes), config.crf_icd, crf_kernel(config))
 
     def _recurseed_maps(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The classes that RecurSeed finds in a picture, and their maps, as main_recurseed.py makes masks of them."""
@@ -178,7 +219,8 @@ def export(predictor: Predictor, path: Path, images: list[np.ndarray]) -> None:
         InputError: it does not, or the file cannot be written.
     """
     if predictor.system != "ssdd":
-        raise InputError(f"--export={path}: only networks of SSDD can be exported, these weights are RecurSeed's")
+        whose = TITLES[predictor.system]
+        raise InputError(f"--export={path}: only networks of SSDD can be exported, these weights are {whose}'s")
     if path.suffix != ".pt2":
         raise InputError(f"--export={path}: must end in .pt2, it becomes a torch.export program")
     module = Exported(predictor).eval()
@@ -266,7 +308,7 @@ def write_results(predictor: Predictor, image: np.ndarray, target: Path, soft: b
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("images", nargs="+", type=Path, help="pictures, and folders of pictures")
-    parser.add_argument("--weights", type=Path, required=True, help="seg_*.pth of mode 2, or recurseed_*.pth")
+    parser.add_argument("--weights", type=Path, required=True, help="seg_*.pth of mode 2, recurseed_*.pth, icd_*.pth")
     parser.add_argument("--out", type=Path, help="folder that receives the results")
     parser.add_argument("--scales", type=float, nargs="+", help="of the inference (default: those of the weights)")
     parser.add_argument("--crf", action=argparse.BooleanOptionalAction, default=True, help="sharpen with a dense CRF")
@@ -291,6 +333,7 @@ def main(argv: list[str] | None = None) -> None:
                     unreadable.append(error)
                     continue
                 write_results(predictor, image, arguments.out / name, arguments.soft)
+        print(f"{arguments.weights}: a network of {TITLES[predictor.system]}")
         print(f"wrote masks and overlays of {len(found) - len(unreadable)} pictures to {arguments.out}")
     if arguments.export:
         export(predictor, arguments.export, [read_photo(path) for path in list(found.values())[:3]])

@@ -12,6 +12,7 @@ from models.vgg16 import SIDE, padded, subtract_mean
 EPS = 1e-5
 UNDEFINED = 255
 SALIENT = 0.01  # both of a pixel's saliency and of the share of salient pixels
+SCORE = 0.5  # of a class, in an image without labels
 LABEL_PROBABILITY = 0.5
 LEAST_PROBABILITY = 0.1
 PUBLISHED_CRF = CrfKernel()
@@ -37,6 +38,26 @@ def class_maps(network: IcdNetwork, image: Tensor, classes: Tensor, side: int = 
         for maps in (output.t, output.cam)
     )
     return t, cam
+
+
+@torch.no_grad()
+def unlabelled_seed(network: IcdNetwork, image: Tensor, side: int = SIDE, least: float = SCORE) -> Tensor:
+    """The seed of an image whose classes nobody named: those whose score reaches `least` (ours).
+
+    The score is the sigmoid of the CAM logits' mean over the image. Without such a class all is background.
+
+    Args:
+        network, image, side: see `class_maps`.
+
+    Returns:
+        H×W int64 as `icd_seed`.
+    """
+    classes = torch.arange(1, network.fc8.out_channels + 1, device=image.device)
+    t, cam = class_maps(network, image, classes, side)
+    chosen = torch.sigmoid(cam.mean(dim=(1, 2))) >= least
+    if not chosen.any():
+        return torch.zeros(image.shape[-2:], dtype=torch.int64, device=image.device)
+    return icd_seed(t[chosen], cam[chosen], classes[chosen])
 
 
 def upsampled(maps: Tensor, side: int, size: tuple[int, int]) -> Tensor:

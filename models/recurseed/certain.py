@@ -74,7 +74,7 @@ def draw_partners(images: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
-def certain_mix(x: Tensor, labels: Tensor, present: Tensor, partners: Tensor) -> Mixed:
+def certain_mix(x: Tensor, labels: Tensor, present: Tensor, partners: Tensor, certain: Tensor | None = None) -> Mixed:
     """Paste each partner's certain foreground, pixels and labels, at its place over the image and its labels.
 
     The image's own labels stay elsewhere, 255 too. Its classes become the union of both, less those of its own whose
@@ -82,14 +82,18 @@ def certain_mix(x: Tensor, labels: Tensor, present: Tensor, partners: Tensor) ->
     changes.
 
     Args:
-        x: N×3×H×W normalised.
-        labels: N×h×w after CertainFilter; h×w is H×W or smaller (then the paste follows it by nearest).
+        x: N×3×H×W, in any scale of values.
+        labels: N×h×w after CertainFilter, or of any source with 255 for what it does not know; h×w is H×W or smaller
+            (then the paste follows it by nearest).
         present: N×C image-level labels, background first.
         partners: N indices, from `draw_partners`.
+        certain: N×h×w bool, where labels are certain enough to be pasted; None: wherever they are not 255.
     """
     other = labels[partners]
     itself = partners == torch.arange(len(x), device=x.device)
     pasted = (other != 0) & (other != IGNORE) & ~itself[:, None, None]
+    if certain is not None:
+        pasted &= certain[partners]
     pixels = enlarged(pasted, tuple(x.shape[-2:]))
     classes = present.shape[1]
     before, after, new = (

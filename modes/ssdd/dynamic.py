@@ -18,6 +18,7 @@ from modes.ssdd.networks import (
     freeze_for_ssdd,
     integration,
     masks_of,
+    mixed_batch,
     network_input,
     pair_samples,
     seed_integration,
@@ -60,15 +61,20 @@ def run(config: Config) -> None:
         freeze_for_ssdd(step, segmentation)
         parallel = distributed.data_parallel(step, device)
 
-        def result_of(batch: dict, network=step) -> StepResult:
+        def result_of(batch: dict, network=step, mix: bool = False) -> StepResult:
             (knowledge, *advices), maps = masks_of(batch), (batch["d_k"], batch["d_a"])
             seeded = integrated_in_turn(knowledge, advices, *maps, batch["present"], seed_integration(config))
             m_ssdd0 = seeded[-1].refined
+            if mix:
+                # What all members of the pair say is certain.
+                agreed = torch.stack([advice == knowledge for advice in advices]).all(dim=0)
+                batch = mixed_batch(config, batch, m_ssdd0, agreed)
+                m_ssdd0 = batch["seed"]
             return network(network_input(batch, layout), batch["present"], batch["small"], m_ssdd0)
 
         def losses(batch: dict, _epoch: float) -> Losses:
             with distributed.autocast(device, config.precision):
-                result = result_of(batch, parallel)
+                result = result_of(batch, parallel, config.certain_mix > 0)
             return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
 
         columns = partial(write_columns, folder, samples, config.pictures, MODULES, seed=2)

@@ -15,7 +15,14 @@ from engine import checkpoint, distributed, runs, seeds, stages
 from engine.history import History
 from engine.training import Losses, Training, cosine_rate, train
 from models.ssdd.difference import cross_entropy
-from modes.ssdd.networks import build, freeze_for_ssdd, network_input, segmentation_optimiser, start_from_classifier
+from modes.ssdd.networks import (
+    build,
+    freeze_for_ssdd,
+    mixed_batch,
+    network_input,
+    segmentation_optimiser,
+    start_from_classifier,
+)
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
 
@@ -43,6 +50,8 @@ def run(config: Config) -> None:
     classes = class_names(config.voc_root)
 
     def losses(batch: dict, _epoch: float) -> Losses:
+        if config.certain_mix:
+            batch = mixed_batch(config, batch, batch["seed"])
         with distributed.autocast(device, config.precision):
             logits = parallel(network_input(batch, layout)).main.logits
         return {"loss_seg": cross_entropy(logits, batch["seed"])}, {}

@@ -14,6 +14,7 @@ from engine import checkpoint, distributed, runs, seeds, stages
 from engine.history import History
 from engine.training import Losses, Training, cosine_rate, sgd, train
 from evaluation.metrics import mean_iou
+from models.recurseed.certain import certain_mix, draw_partners
 from models.resnet38 import train_with_frozen_batchnorm
 from models.ssdd.ddnet import DDNet
 from models.ssdd.segmentation import SegmentationNetwork
@@ -103,6 +104,27 @@ def network_input(batch: dict, layout: torch.memory_format) -> torch.Tensor:
     """N×3×H×W of a batch, with colour jitter where its samples have one."""
     images = jittered(batch["image"], batch["order"], batch["factors"]) if "order" in batch else batch["image"]
     return normalise(images).contiguous(memory_format=layout)
+
+
+def mixed_batch(config: Config, batch: dict, labels: torch.Tensor, certain: torch.Tensor | None = None) -> dict:
+    """CertainMix in a share of a step's images: a batch whose image, small and present are mixed, with the mixed labels
+    as `seed`.
+
+    What is pasted is coloured by the jitter of the image that it comes to.
+
+    Args:
+        labels: N×h×w of the seeds, of the size of `small`; their known foreground is pasted.
+        certain: N×h×w bool, the part of it that is; None: all.
+
+    Reference:
+        Jo, Yu and Kim, arXiv 2204.06754; that SSDD's seeds are mixed is ours.
+    """
+    images, device = len(labels), labels.device
+    chosen = torch.rand(images, device=device) < config.certain_mix
+    partners = torch.where(chosen, draw_partners(images, device), torch.arange(images, device=device))
+    mixed = certain_mix(batch["image"], labels, batch["present"], partners, certain)
+    small = torch.where(mixed.pasted[..., None], batch["small"][partners], batch["small"])
+    return batch | {"image": mixed.x, "small": small, "present": mixed.present, "seed": mixed.labels}
 
 
 def train_ssdd(

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -17,37 +18,50 @@ from script.pages.document import column
 from script.pages.masks import Stamped, grid, newer, save_small, scores, stamped
 from settings.config import Config
 
+LEAST_CAM = 0.2  # of an object, where a CAM is judged
 MOST_IMAGES = 200  # seeds of at most this many training images are shown
 
 
 def labels_page(config: Config, folder: Path) -> dict:
     ids = read_ids(config.voc_root, config.train_split)
-    sources = [seeds.source(config, name) for name in stages.sources()]
+    sources = all_sources(config)
     places = np.linspace(0, len(ids) - 1, min(MOST_IMAGES, len(ids))).astype(int)
     some = [ids[n] for n in places]
-    sources = [source for source in sources if any(seed_path(source.folder, i).exists() for i in some)]
-    shown = [image_id for image_id in some if any(seed_path(s.folder, image_id).exists() for s in sources)]
+    sources = {name: s for name, s in sources.items() if any(seed_path(s.folder, i).exists() for i in some)}
+    shown = [image_id for image_id in some if any(seed_path(s.folder, image_id).exists() for s in sources.values())]
     if not shown:
         raise InputError(f"There are no seeds yet: {stages.command(config, 'make_cam_labels')} writes the first.")
     root, made, classes = config.voc_root, folder / "labels", len(class_names(config.voc_root))
-    folders = {source.name: source.folder for source in sources}
+    folders = {name: source.folder for name, source in sources.items()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = list(pool.map(lambda image_id: label_row(root, folders, made, image_id, classes), shown))
     scored = {name for row in rows for name in row["scores"]}
     return {
         "view": "rows",
         "note": f"{len(shown)} of {len(ids)} training images ({config.train_split}). CAM: the strongest class of each "
-        "pixel, on the scale below. True masks are shown where there are any; training never reads them.",
+        f"pixel, on the scale below; judged as an object where it is at least {LEAST_CAM}. Unknown pixels (255) count "
+        "as wrong. True masks are shown where there are any; training never reads them.",
         "columns": [
             column("image", "image", image_path(root, "ID"), folder),
-            *(column(s.name, s.title, made / f"ID_{s.name}.png", folder) for s in sources),
+            *(column(name, s.title, made / f"ID_{name}.png", folder) for name, s in sources.items()),
             column("truth", "true mask", mask_path(root, "ID"), folder),
         ],
-        "scores": {source.name: source.title for source in sources if source.name in scored},
+        "scores": {name: source.title for name, source in sources.items() if name in scored},
         "scale": "CAM, relative to its maximum",
         "first": "",
         "rows": rows,
     }
+
+
+def all_sources(config: Config) -> dict[str, seeds.SeedSource]:
+    """Every source that stages write, and masks of others that this run names, by a name that can be a file's."""
+    found = {name: seeds.source(config, name) for name in stages.sources()}
+    for name in (config.knowledge, *config.advisers, config.seed_source):
+        with suppress(InputError):
+            source = seeds.source(config, name)
+            if source.name != stages.TRUTH and source.folder not in [known.folder for known in found.values()]:
+                found[f"masks{len(found)}"] = source
+    return found
 
 
 def label_row(root: str, folders: dict[str, Path], made: Path, image_id: str, classes: int) -> dict:
@@ -73,8 +87,9 @@ def _label_row(
         if not newer(picture, file[1]):
             save_small(picture, mask if peaks is None else scale_colours(peaks))
         row["grids"][name] = grid(mask)
-        if peaks is None and truth is not None and truth.shape == mask.shape:
-            row["scores"][name] = scores(confusion(truth, mask, classes))
+        if truth is not None and truth.shape == mask.shape:
+            judged = mask if peaks is None else np.where(peaks >= LEAST_CAM, mask, 0)
+            row["scores"][name] = scores(confusion(truth, judged, classes))
     if truth is None:
         row["missing"].append("truth")
     else:
