@@ -24,6 +24,7 @@ from models.recurseed.network import RecurSeedNetwork
 from modes.recurseed import networks
 from modes.recurseed import train as training
 from settings.config import settings_of
+from tests import reference
 from tests.conftest import as_flags, tiny
 from tests.test_pages import data_of
 from tools.predict import Predictor, export
@@ -299,9 +300,8 @@ def test_mode_4_learns_from_the_seeds_by_name(done, tmp_path, capsys):
 def test_ssdd_integrates_the_seeds_by_name(done, tmp_path):
     """With psa's maps under recurseed's name, and the reverse, the networks are the same to the bit."""
     shutil.copytree(Path(done.out) / "seeds", tmp_path / "out" / "seeds")
-    config = replace(done, out=str(tmp_path / "out"), lr=1e-3)
-    classifier = Classifier(20, config.width, config.dropout, config.backbone_dilation)
-    checkpoint.save_weights(stages.label_network(config, "train_cls"), classifier)
+    config = replace(done, out=str(tmp_path / "out"), lr=1e-4)
+    reference.adopt_weights(config, stages.label_network(config, "train_cls"))
     for which, source in enumerate(("recurseed", "recurseed_crf")):
         shutil.copytree(tmp_path / "out" / "seeds" / "ssdd" / source, stages.folder(config, "make_aff_labels", which))
     for name, pair in (("ssdd", ("recurseed", "recurseed_crf")), ("psa", ("psa", "psa_crf"))):

@@ -171,9 +171,10 @@ def test_pairs_with_unknown_pixels_and_several_advisers_stand_side_by_side(own_r
     assert one["network"] == {} and one["bias"]["best_on_first_half"] is not None
     assert [step["pair"] for step in three["steps"]] == [["PSA", "ICD+CRF"], ["after ICD+CRF", "PSA+CRF"]]
     assert three["bias"] is None
-    for result in (one, three):
-        oracle = result["rules"]["oracle"]["miou"]
-        assert all(result["rules"][rule]["miou"] <= oracle for rule in (*result["pair"], "larger probability"))
+    # An unknown pixel is wrong, but takes nothing from another class: the oracle leads where it chooses from the first.
+    oracle = one["rules"]["oracle"]["miou"]
+    assert all(one["rules"][rule]["miou"] <= oracle for rule in ("ICD", "PSA", "flags alone", "static SSDD"))
+    assert three["rules"]["PSA"]["miou"] < three["rules"]["oracle"]["miou"]
     folder = stages.folder(replace(own_run, modelid="three"), "mode 1")
     expected = evaluate(folder, own_run.voc_root, read_ids(own_run.voc_root, "train"))
     assert three["rules"]["static SSDD"]["miou"] == expected["miou"]
