@@ -3,10 +3,13 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from datasets.errors import InputError
+from evaluation.bench_systems import merged_by_search
+from models.icd.superpixels import merged
 from tests.conftest import as_flags
 from tools import bench
 
@@ -79,11 +82,21 @@ def test_every_row_is_measured_printed_and_kept(tiny_config, tmp_path, capsys):
     bench.main([*as_flags(tiny_config), "--repeats=1", f"--write={kept}"])
     stored = json.loads(kept.read_text())
     said = capsys.readouterr().out
-    for name in ("matrix", "mode 0", "mode 1", "mode 2", "evaluation", "pydensecrf", "exact", "walk", "loader"):
+    names = ["matrix", "mode 0", "mode 1", "mode 2", "evaluation", "pydensecrf", "exact", "walk", "loader"]
+    for name in [*names, "ICD, superpixels", "ICD, training step", "ICD, seed", "RecurSeed, SCG + PAMR"]:
         assert any(name in made["what"] for made in stored["rows"]), name
     assert all(rate > 0 for made in stored["rows"] for rate in [*made["rates"], *made.get("baseline_rates", [])])
     assert said.endswith(bench.table(stored) + "\n") and "projected" in said
     assert str(tmp_path) not in json.dumps(stored)
+
+
+def test_merging_by_search_is_the_fast_merging():
+    rng = np.random.default_rng(1)
+    ids = np.arange(12, dtype=np.int32).repeat(20).reshape(12, 20)
+    ids[3, :7], ids[8, 5:] = 9, 1
+    means = rng.normal(size=(12, 6))
+    for most in (11, 5, 1):
+        assert np.array_equal(merged_by_search(ids, means, most), merged(ids, means, most))
 
 
 def test_fewer_than_one_repeat_is_refused(capsys):

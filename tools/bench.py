@@ -48,6 +48,7 @@ from datasets.voc import (
 from engine import distributed
 from engine.workers import Workers, at_most_cores, crf_kernel
 from evaluation.baselines import dense_walk, memory, scene, walk_inputs
+from evaluation.bench_systems import icd_cases, recurseed_cases
 from models.crf import dense_crf, masks_after_crf
 from models.exact_crf import exact_crf, exact_masks
 from models.inference import multiscale_probabilities
@@ -58,7 +59,7 @@ from modes.ssdd.networks import build, freeze_for_ssdd, integration, network_inp
 from settings.config import Config, preset
 from settings.flags import Parser, add_flags, flags_of, parsed
 
-ROWS = ("peak", "step0", "step2", "precompute", "evaluation", "crf", "labels", "loader")
+ROWS = ("peak", "step0", "step2", "precompute", "evaluation", "crf", "labels", "loader", "icd", "recurseed")
 VOC_IMAGES = 10_582
 VOC_SIZE = (375, 500)
 BEGIN, END = "<!-- tables of tools.bench -->", "<!-- end of tables -->"
@@ -383,6 +384,19 @@ def loader_rows(config: Config, device: torch.device, repeats: int) -> Iterator[
     yield row("loader, mode 2, one core", times["samples"], count, "images/s", base)
 
 
+def system_rows(config: Config, device: torch.device, repeats: int, cases: Callable) -> Iterator[dict]:
+    """The work of another system (evaluation.bench_systems), with the memory that it takes."""
+    for work in cases(config, device, distributed.computes_in_bfloat16(device, config.precision)):
+        memory = peak_memory(device if work.on_device else torch.device("cpu"), work.ours)
+        times = timed(device, repeats, ours=work.ours, plain=work.plain)
+        base, note = (work.baseline, times["plain"]), {"note": f"peak memory {memory:.1f} GB"} if memory else {}
+        yield row(work.what, times["ours"], work.amount, work.unit, base, **note)
+        if work.step:
+            with FlopCounterMode(display=False) as counter:
+                work.plain()
+            yield row(f"{work.what}, arithmetic", times["ours"], counter.get_total_flops() / 1e12, "TFLOP/s", base)
+
+
 def measure(config: Config, device: torch.device, repeats: int, only: list[str]) -> Iterator[dict]:
     functions = {
         "peak": peak_rows,
@@ -393,6 +407,8 @@ def measure(config: Config, device: torch.device, repeats: int, only: list[str])
         "crf": crf_rows,
         "labels": labels_rows,
         "loader": loader_rows,
+        "icd": partial(system_rows, cases=icd_cases),
+        "recurseed": partial(system_rows, cases=recurseed_cases),
     }
     for name in only:
         yield from functions[name](config, device, repeats)
