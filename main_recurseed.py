@@ -18,44 +18,24 @@ What other programs make of its seeds: `--seed_source=recurseed` in mode 4 of ma
 --advice=recurseed_crf` in its modes 0, 1 and 2. What is published and what is ours: docs/recurseed.md.
 """
 
-import dataclasses
-
 from datasets.errors import InputError, program
-from engine import distributed
+from modes.program import check_submission, run_modes
 from modes.recurseed import evaluate, labels, train
 from settings.config import Config
-from settings.flags import Parser, add_flags, parsed
 
 MODES = {"train": train, "labels": labels, "evaluate": evaluate}
 
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--mode", required=True, choices=[*MODES, "all"], help="see above")
-    add_flags(parser, "recurseed")
-    config, arguments = parsed(parser, argv)
-    check_mode(config, arguments.mode)
-    distributed.start(config.device)
-    if distributed.rank() == 0:
-        print("config:", " ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(config).items()), flush=True)
-    if arguments.mode == "all":
-        # --weights is what training starts from; the other modes take what training leaves.
-        for mode in MODES:
-            MODES[mode].run(config if mode == "train" else dataclasses.replace(config, weights=""))
-    else:
-        MODES[arguments.mode].run(config)
-    distributed.stop()
+    run_modes(argv, __doc__, "recurseed", MODES, tuple(MODES), ("train",), check_mode)
 
 
 def check_mode(config: Config, mode: str) -> None:
     """Refuse flags that the mode would leave aside."""
     if config.seed_source:
         raise InputError(f"--seed_source={config.seed_source}: belongs to main_ssdd.py; RecurSeed makes its own seeds")
-    if config.submit and (mode not in ("evaluate", "all") or config.split != "test"):
-        raise InputError(f"--submit={config.submit}: needs --mode=evaluate --split=test")
-    if config.submit and not config.submit.endswith((".tgz", ".tar.gz")):
-        raise InputError(f"--submit={config.submit}: must end in .tgz, as VOC's server expects a packed archive")
+    check_submission(config, mode, "evaluate")
 
 
 if __name__ == "__main__":

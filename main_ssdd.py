@@ -18,45 +18,26 @@ One GPU or the CPU as above; several GPUs:
 The labels that mode 0 starts from come from prepare_labels (see README.md).
 """
 
-import dataclasses
-
 from datasets.errors import InputError, program
-from engine import distributed
+from modes.program import check_submission, run_modes
 from modes.ssdd import dynamic, evaluate, fixed, precompute, static
 from settings.config import Config
-from settings.flags import Parser, add_flags, parsed
 
 MODES = {"0": static, "1": precompute, "2": dynamic, "3": evaluate, "4": fixed}
 ALL = "0123"
+TRAINED = "02"
 
 
 @program
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--mode", required=True, choices=[*MODES, "all"], help="see above")
-    add_flags(parser, "ssdd")
-    config, arguments = parsed(parser, argv)
-    check_mode(config, arguments.mode)
-    distributed.start(config.device)
-    if distributed.rank() == 0:
-        print("config:", " ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(config).items()), flush=True)
-    if arguments.mode == "all":
-        # --weights is what training starts from; the other modes take what training leaves.
-        for mode in ALL:
-            MODES[mode].run(config if mode in "02" else dataclasses.replace(config, weights=""))
-    else:
-        MODES[arguments.mode].run(config)
-    distributed.stop()
+    run_modes(argv, __doc__, "ssdd", MODES, ALL, TRAINED, check_mode)
 
 
 def check_mode(config: Config, mode: str) -> None:
     """Refuse flags that the mode would leave aside."""
     if config.seed_source and mode not in "34":
         raise InputError(f"--seed_source={config.seed_source}: belongs to --mode=4 and to the --mode=3 after it")
-    if config.submit and (mode not in ("3", "all") or config.split != "test"):
-        raise InputError(f"--submit={config.submit}: needs --mode=3 --split=test")
-    if config.submit and not config.submit.endswith((".tgz", ".tar.gz")):
-        raise InputError(f"--submit={config.submit}: must end in .tgz, as VOC's server expects a packed archive")
+    check_submission(config, mode, "3")
 
 
 if __name__ == "__main__":

@@ -94,8 +94,18 @@ def load_into(network: nn.Module, path: str | Path, new: tuple[str, ...] = (), u
     fill(network, {key: value for key, value in load_state(path).items() if not key.startswith(unused)}, path, new)
 
 
-def fill(network: nn.Module, state: dict[str, Tensor], path: str | Path, new: tuple[str, ...] = ()) -> None:
-    """`load_into` for a state dict that was brought under the network's keys; `path` is where it came from."""
+def fill(
+    network: nn.Module,
+    state: dict[str, Tensor],
+    path: str | Path,
+    new: tuple[str, ...] = (),
+    flags: str = "--width (and --head_dilation)",
+) -> None:
+    """`load_into` for a state dict that was brought under the network's keys; `path` is where it came from.
+
+    Args:
+        flags: that set the network's width, for the message.
+    """
     own = network.state_dict()
     # Files by other programs may lack BatchNorm's step counter, which nothing here uses.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked") and not k.startswith(new)]
@@ -107,11 +117,16 @@ def fill(network: nn.Module, state: dict[str, Tensor], path: str | Path, new: tu
         if value.shape != own[key].shape:
             raise InputError(
                 f"{path} is of another width or class list: {key} is {tuple(value.shape)}, "
-                f"needed {tuple(own[key].shape)}; give the --width (and --head_dilation) that it was trained with"
+                f"needed {tuple(own[key].shape)}; give the {flags} that it was trained with"
             )
         if own[key].is_floating_point() and (value.dtype not in _FLOATS or not torch.isfinite(value).all()):
             raise InputError(f"{path}: {key} holds values that are not finite, or no floats ({value.dtype})")
     network.load_state_dict(state, strict=False)
+
+
+def fill_icd(network: nn.Module, state: dict[str, Tensor], path: str | Path, new: tuple[str, ...] = ()) -> None:
+    """`fill` for ICD's network."""
+    fill(network, state, path, new, "--icd_width")
 
 
 def load_vgg(path: str | Path) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ def run(config: Config) -> None:
     folders = [stages.folder(config, stage, which) for which in range(len(stages.STAGES[stage].folders))]
     classes = len(class_names(config.voc_root))
     network = IcdNetwork(classes - 1, config.icd_width, config.icd_batchnorm)
-    checkpoint.fill(network, checkpoint.load_vgg(weights), weights)
+    checkpoint.fill_icd(network, checkpoint.load_vgg(weights), weights)
     runs.claim(config, stage, [weights, *runs.training_data(config)])
     network.to(device, memory_format=distributed.memory_format(device, config.icd_width)).eval()
 

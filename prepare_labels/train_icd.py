@@ -155,11 +155,11 @@ def start_from(network: IcdNetwork, path: Path) -> str:
     state = checkpoint.load_vgg(path)
     own = network.state_dict()
     if "icd_bu_weight" in state:
-        checkpoint.fill(network, state, path)
+        checkpoint.fill_icd(network, state, path)
         return f"on from the trained network {path}"
     # An ImageNet classifier's last layers are of no use here.
     state = {key: value for key, value in state.items() if key in own and not key.startswith(("fc8.", "feat_bn."))}
-    checkpoint.fill(network, state, path, new=DRAWN)
+    checkpoint.fill_icd(network, state, path, new=DRAWN)
     network.start_fine_tuned_layers()
     drawn = {key.split(".")[0]: None for key in own if key not in state and not key.startswith(("fc6_ft.", "fc7_ft."))}
     drawn.pop("icd_accum_resign_moving_mean")

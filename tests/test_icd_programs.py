@@ -168,6 +168,11 @@ def test_a_stopped_training_ends_where_the_whole_one_does(finished, own, monkeyp
     assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
+def test_weights_of_another_width_name_icd_s_flag(own, capsys):
+    said = refused(make_icd_labels, replace(own, icd_width=0.125), capsys)
+    assert "--icd_width" in said and "--width" not in said
+
+
 def test_superpixels_that_do_not_fit_are_refused_before_anything_is_written(own, capsys):
     shutil.rmtree(folder_of(own, "icd"))
     path = sorted(folder_of(own, "superpixels").glob("*.png"))[2]

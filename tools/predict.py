@@ -100,7 +100,7 @@ class Predictor:
         config, classes = self.config, len(self.classes)
         if self.system == "icd":
             network = IcdNetwork(classes - 1, config.icd_width, config.icd_batchnorm)
-            checkpoint.fill(network, checkpoint.load_vgg(weights), weights)
+            checkpoint.fill_icd(network, checkpoint.load_vgg(weights), weights)
             return network
         if self.system == "recurseed":
             network = recurseed.build(config, classes)
