@@ -1,9 +1,4 @@
-"""Regions without classes as an adviser: each takes a class from the knowledge (rule ours; thresholds as in SEPL).
-
-Reference:
-    Chen, Mai, Li and Chao, "Segment Anything Model (SAM) Enhanced Pseudo Labels for Weakly Supervised Semantic
-    Segmentation", 2023, where the two thresholds come from.
-"""
+"""Regions without classes as an adviser: each takes a class from the knowledge (ours)."""
 
 import torch
 from torch import Tensor
