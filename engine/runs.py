@@ -278,7 +278,7 @@ def last_checkpoint(config: Config, stage: str, network: str, epoch: int = 0) ->
         raise InputError(f"{path} is no Config of a training run; move {folder} aside")
     at_last = stages.checkpoint_path(folder, network, last)
     if epoch and not stages.checkpoint_path(folder, network, epoch).exists() and at_last.exists():
-        raise InputError(f"{folder} has no checkpoint of epoch {epoch} but the last, {last}: try --static-checkpoint=0")
+        raise InputError(f"{folder} has no checkpoint of epoch {epoch} but the last, {last}: --static_checkpoint=0")
     return need(stages.checkpoint_path(folder, network, epoch or last), command)
 
 

@@ -136,7 +136,7 @@ def with_recipe(config: Config, recipe: str) -> Config:
         precompute_augmented=True,
         move_maps=False,
         seed_target="ssdd2",
-        static_checkpoint=10 if config.preset == "voc" else 0,
+        static_checkpoint=11 if config.preset == "voc" else 0,
         seed_bias=0.1,
         seed_bg=0.1,
     )

@@ -57,8 +57,9 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("no momentum of the backbone", "(heads, 10.0)], config.momentum", "(heads, 10.0)], 0.0", MODE_0),
         ("backbone does not start from the classifier", 'checkpoint.load_into(segmentation.encoder, weights, unused=("fc8.",))', "checkpoint.load_state(weights)", MODE_0),
         ("DD-Net saved as the network", '("seg", step.segmentation)', '("seg", step.ddnet)', MODE_0),
-        ("checkpoints an epoch late", "if distributed.rank() == 0 and (epoch %", "if distributed.rank() == 0 and ((epoch + 1) %", MODE_0_KEEPS),
-        ("last checkpoint not kept", " or epoch == config.epochs", "", MODE_0_KEEPS),
+        ("checkpoints an epoch late", "return epoch % config.checkpoint_epochs", "return (epoch + 1) % config.checkpoint_epochs", MODE_0_KEEPS),
+        ("last checkpoint not kept", "(config.static_checkpoint, config.epochs)", "(config.static_checkpoint,)", MODE_0_KEEPS),
+        ("checkpoint of mode 1 not kept", "(config.static_checkpoint, config.epochs)", "(config.epochs,)", f"{_MODES}mode_0_keeps_the_checkpoint_that_mode_1_takes"),
         ("cosine an epoch longer", "cosine_rate(config.lr, config.epochs)", "cosine_rate(config.lr, config.epochs + 1)", MODE_2),
         ("evaluation's batch size", "batch=config.bn,", "batch=config.eval_batch,", MODE_0),
         ("pictures drawn while dropout acts", "        step.eval()\n", "", MODE_0_SHOWS),
@@ -331,7 +332,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "settings/config.py": [
         ("released does not swap", "swap_maps=True,", "swap_maps=False,", RELEASED),
         ("released with the paper's bias", "seed_bias=0.1,", "seed_bias=0.4,", RELEASED),
-        ("released with the first checkpoint", "static_checkpoint=10 if", "static_checkpoint=11 if", RELEASED),
+        ("released with the first checkpoint", "static_checkpoint=11 if", "static_checkpoint=10 if", RELEASED),
         ("--epochs loses", "self if self.epochs else", "self if not epochs else", f"{_CONFIG}stage_takes_its_own_epochs_unless_told"),
     ],
     "settings/flags.py": [

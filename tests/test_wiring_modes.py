@@ -145,6 +145,12 @@ def test_mode_0_keeps_every_second_checkpoint_and_the_last(config):
     assert sorted(p.name for p in models.iterdir()) == [f"{n}_000{e}.pth" for n in ("seg", "ssdd") for e in (2, 3)]
 
 
+def test_mode_0_keeps_the_checkpoint_that_mode_1_takes(config):
+    run(0, replace(config, epochs=2, checkpoint_epochs=9, static_checkpoint=1, pictures=0, bn=6))
+    models = Path(config.out) / "logs" / "sssdd_ssdd" / "models"
+    assert sorted(p.name for p in models.glob("seg*")) == ["seg_0001.pth", "seg_0002.pth"]
+
+
 def test_pictures_of_mode_0_are_what_its_network_makes_of_whole_images(config):
     """Knowledge, advice and integrated mask of the first, a middle and the last image; and the figures of all."""
     config = replace(config, epochs=1, pictures=3, bias=-0.05, bg=0.1, seed_bias=0.3)

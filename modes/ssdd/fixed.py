@@ -15,7 +15,14 @@ from engine import checkpoint, distributed, runs, seeds, stages
 from engine.history import History
 from engine.training import Losses, Training, cosine_rate, train
 from models.ssdd.difference import cross_entropy
-from modes.ssdd.networks import build, freeze_for_ssdd, network_input, segmentation_optimiser, start_from_classifier
+from modes.ssdd.networks import (
+    build,
+    freeze_for_ssdd,
+    keeps_checkpoint,
+    network_input,
+    segmentation_optimiser,
+    start_from_classifier,
+)
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
 
@@ -48,7 +55,7 @@ def run(config: Config) -> None:
         return {"loss_seg": cross_entropy(logits, batch["seed"])}, {}
 
     def after_epoch(epoch: int, history: History | None) -> None:
-        if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
+        if distributed.rank() == 0 and keeps_checkpoint(config, epoch):
             checkpoint.save_weights(stages.checkpoint_path(folder, "seg", epoch), segmentation, config, classes)
 
     training = Training(
