@@ -5,9 +5,9 @@
 Every run learns on four fifths of the train list and is judged on the last fifth, so nothing is chosen on val; the
 lists are made in <out>/VOC2012, which links to --voc-root. Seeds share what a difference does not touch: one label
 chain a seed, one mode 0 for all differences that begin later, one mode 1 for those of mode 2. Runs go side by side,
-each on one thread; --variant-seeds=0 stops after the static seeds. Interrupted, the same command goes on where it stopped. Ends with study.md and study.json, and with
-the tables of tools.seed_rivals (rivals.md) and tools.paper_tables (tables/) of the recipe's own runs. All flags of
-main_ssdd.py hold, but for those of one stage alone.
+each on one thread; --variant-seeds=0 stops after the static seeds. Interrupted, the same command goes on where it
+stopped. Ends with study.md and study.json, and with the tables of tools.seed_rivals (rivals.md) and tools.paper_tables
+(tables/) of the recipe's own runs. All flags of main_ssdd.py hold, but for those of one stage alone.
 """
 
 import json
@@ -96,6 +96,7 @@ class Job:
     config: Config
     commands: list[list[str]]
     after: str = ""
+    first: int = 0  # the mode that it begins with; the results of those before it are the base's
 
 
 def jobs(config: Config, seeds: int, variant_seeds: int) -> list[Job]:
@@ -120,7 +121,7 @@ def jobs(config: Config, seeds: int, variant_seeds: int) -> list[Job]:
             other = replace(own, modelid=name, **variant.fields)
             modes = stages.SSDD[variant.first :]
             commands = [[*stages.arguments(other, m), *(EVERY_EPOCH if m == "mode 0" else ())] for m in modes]
-            rest.append(Job(f"seed{seed} {name}", other, commands, base))
+            rest.append(Job(f"seed{seed} {name}", other, commands, base, variant.first))
     return bases + rest
 
 
@@ -192,9 +193,7 @@ def run_all(out: Path, todo: list[Job], side_by_side: int) -> None:
             raise InputError("stopped")
         started = time.perf_counter()
         try:
-            variant = switched(job.config).get(job.config.modelid)
-            if variant:
-                share_with_base(Path(job.config.out), job.config.modelid, variant.first)
+            share_with_base(Path(job.config.out), job.config.modelid, job.first)
             for command in job.commands:
                 run_command(command, out / "output" / f"{job.name.replace(' ', '_')}.txt")
         except BaseException:
@@ -298,7 +297,8 @@ def as_markdown(config: Config, found: dict, nan: tuple[int, int], variant_seeds
         "| the mask is chosen by | raw static seeds | network | network + CRF |",
         "|---|---|---|---|",
     ]
-    for name, what in {BASE: config.integration, **{n: v.fields["integration"] for n, v in parts(config).items()}}.items():
+    chosen_by = {name: variant.fields["integration"] for name, variant in parts(config).items()}
+    for name, what in {BASE: config.integration, **chosen_by}.items():
         cells = [mean_and_spread(found[name][column]) for column in columns]
         lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -325,7 +325,7 @@ def compared_networks(config: Config, variant_seeds: int, minutes: dict[str, flo
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="runs of labels and static SSDD (default: 5)")
-    parser.add_argument("--variant-seeds", type=int, default=3, help="of those, with all networks (default: 3; 0: none)")
+    parser.add_argument("--variant-seeds", type=int, default=3, help="of those, with networks (default: 3; 0: none)")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (default: 2)")
     add_flags(parser, "psa", "ssdd")
     config, arguments = parsed(parser, argv)
