@@ -56,6 +56,8 @@ PATTERNS = {
     "patches": (0.02, 0, 0.02, 0, 0, 0.19),
 }
 
+FADING, CONTRAST, FADE, SOFT = 0.25, 150, (0.35, 1.6, 0.85), (0.9, 0.4)
+
 Box = tuple[int, int, int, int]
 
 
@@ -247,12 +249,12 @@ def _add(rng: Generator, canvas: Canvas, thing: Thing, coat: tuple[list[int], st
     behind = canvas.image.copy()
     around = cv2.resize(behind, None, fx=1 / 24, fy=1 / 24, interpolation=cv2.INTER_AREA)
     around = cv2.resize(around, canvas.size[::-1], interpolation=cv2.INTER_CUBIC)
-    weak = rng.random() < 0.25
+    weak = rng.random() < FADING
     usual, pattern = coat
     order = sorted(rng.permutation(len(POOL)).tolist(), key=lambda k: k not in usual)
     colours = [_vary(rng, POOL[k]) for k in order]
     local = around[_coverage([shape for shape in thing.shapes if shape.colour == BODY], matrix, canvas.size)].mean(0)
-    colour = next(c for c in colours if weak or np.abs(c - local).sum() > 150)
+    colour = next(c for c in colours if weak or np.abs(c - local).sum() > CONTRAST)
     around += rng.normal(0, 6, 3).astype(np.float32)
     around *= canvas.texture((slice(None), slice(None)), (1, 1, 1), pattern)
     own = canvas.paint(thing.shapes, matrix, (colour, pattern))
@@ -261,12 +263,12 @@ def _add(rng: Generator, canvas: Canvas, thing: Thing, coat: tuple[list[int], st
         angle = rng.uniform(0, 2 * np.pi)
         along = np.cos(angle) * (x - x.mean()) / np.ptp(x) + np.sin(angle) * (y - y.mean()) / np.ptp(y)
         fade = np.zeros_like(solid)
-        fade[y, x] = np.clip(0.35 + 1.6 * along, 0, 0.85) * own[y, x]
+        fade[y, x] = np.clip(FADE[0] + FADE[1] * along, 0, FADE[2]) * own[y, x]
         canvas.image += (around - canvas.image) * fade[..., None]
     relief = cv2.GaussianBlur(solid, (0, 0), 4 * SCALE)
     slope = cv2.Sobel(relief, -1, 0, 1, ksize=5) + rng.uniform(-0.9, 0.9) * cv2.Sobel(relief, -1, 1, 0, ksize=5)
     canvas.image *= (1 + np.clip(0.12 * slope, -0.13, 0.13))[..., None]
-    alpha = cv2.GaussianBlur(solid, (0, 0), SCALE * (0.9 if weak else 0.4))[..., None]
+    alpha = cv2.GaussianBlur(solid, (0, 0), SCALE * (SOFT[0] if weak else SOFT[1]))[..., None]
     canvas.image = behind + (canvas.image - behind) * alpha
     return cv2.resize(solid, thing.mask.shape[::-1], interpolation=cv2.INTER_AREA) >= 0.5
 

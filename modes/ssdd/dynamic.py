@@ -68,7 +68,7 @@ def run(config: Config) -> None:
                 result = result_of(batch, parallel)
             return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
 
-        columns = partial(write_columns, folder, samples, config.pictures, MODULES, seed=2)
+        columns = partial(write_columns, folder, samples, config.pictures, MODULES, 2, integration(config))
         train_ssdd(config, STAGE, device, step, samples, losses, result_of, columns)
     if distributed.rank() == 0:
         refresh(config, stages.STAGES[STAGE].page)

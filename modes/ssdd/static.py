@@ -51,7 +51,7 @@ def run(config: Config) -> None:
         return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
 
     titles = {"SSDD module": tuple(source.title for source in seeds.pair(config))}
-    columns = partial(write_columns, folder, samples, config.pictures, titles, seed=1)
+    columns = partial(write_columns, folder, samples, config.pictures, titles, 1, integration(config))
     train_ssdd(config, STAGE, device, step, samples, losses, result_of, columns)
     if distributed.rank() == 0:
         refresh(config, stages.STAGES[STAGE].page)
