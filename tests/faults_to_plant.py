@@ -63,6 +63,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("cosine an epoch longer", "cosine_rate(config.lr, config.epochs)", "cosine_rate(config.lr, config.epochs + 1)", MODE_2),
         ("evaluation's batch size", "batch=config.bn,", "batch=config.eval_batch,", MODE_0),
         ("pictures drawn while dropout acts", "        step.eval()\n", "", MODE_0_SHOWS),
+        ("integration always whole", 'config.flag_rule == "poster", config.integration)', 'config.flag_rule == "poster", "both")', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
         ("bias favours knowledge", 'sign = 1 if config.bias_favours == "advice"', 'sign = 1 if config.bias_favours == "knowledge"', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
         ("seeds with the bias of mode 2", "_integration(config, config.seed_bias, config.seed_bg)", "_integration(config, config.bias, config.bg)", MODE_1),
     ],
@@ -119,7 +120,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("initial weights not seeded", "torch.manual_seed(config.seed)", "pass", MODE_2),
         ("DD loss left out", '"loss_dd": result.loss_dd}', '"loss_dd": result.loss_dd.detach()}', MODE_2),
         ("maps of another stage", 'StoredDifferences(stages.folder(config, "mode 1"),', 'StoredDifferences(stages.folder(config, "mode 0"),', MODE_2),
-        ("the first module's knowledge shown as the seed", "MODULES, seed=2)", "MODULES, seed=1)", MODE_2),
+        ("the first module's knowledge shown as the seed", "MODULES, 2, ", "MODULES, 1, ", MODE_2),
     ],
     "modes/scores.py": [
         ("figures of one folder for both", "kind: evaluate(folder,", 'kind: evaluate(kinds["mask"],', "tests/test_pipeline.py::test_result_file_holds_the_miou_of_the_masks_on_disk"),
