@@ -142,10 +142,14 @@ def stop_if_asked(signal_number: int, run: Training, config: Config, at: Standin
         raise Stopped(f"{run.title}: stopped by {name} {where}; give {again} to go on", 128 + signal_number)
 
 
-def cosine_rate(base: float, epochs: int) -> Callable[[float], float]:
-    """lr(e) = base·½(cos(π·e/R) + 1), e the fractional epoch, R = int(1.2·epochs) (released program)."""
+def cosine_rate(base: float, epochs: int, warmup: float = 0) -> Callable[[float], float]:
+    """lr(e) = base·½(cos(π·e/R) + 1), e the fractional epoch, R = int(1.2·epochs) (released program).
+
+    Args:
+        warmup: epochs over which a factor rises from 0 to 1 (ours).
+    """
     period = int(1.2 * epochs)
-    return lambda epoch: base * (math.cos(math.pi * epoch / period) + 1) / 2
+    return lambda epoch: base * min(1, epoch / warmup if warmup else 1) * (math.cos(math.pi * epoch / period) + 1) / 2
 
 
 def poly_rate(base: float, epochs: int, power: float) -> Callable[[float], float]:

@@ -9,6 +9,7 @@ STATIC_SIDE, DYNAMIC, EVALUATION = ("mode 0", "mode 4"), ("mode 2",), ("mode 3",
 MAKE, SEEDS = ("mode 1",), ("mode 1", "mode 2")
 ON_FIXED = ("mode 3", "mode 4")
 SIDE, TERM = (8, 8192), (-10, 10)
+STARTS = ("classifier", "static")
 PARTS = ("both", "maps", "flags", "knowledge", "advice")
 CRFS = ("pydensecrf", "exact")
 
@@ -38,6 +39,15 @@ class Ssdd:
     integration: str = setting("both", RUN, PARTS, SEEDS, "what chooses: difference maps and flags (paper), or less")
     crf: str = setting("pydensecrf", RUN, CRFS, DYNAMIC, "of mode 2: pydensecrf (program), exact on the device (ours)")
     crf_train: int = setting(3, RUN, (1, 1000), DYNAMIC, "iterations in the training step (program)")
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """mode 2, so that it loses no class (ours, off; docs/reproduction.md)"""
+
+    dynamic_start: str = setting("classifier", RUN, STARTS, DYNAMIC, "network to start from: as published, or mode 0's")
+    seed_epochs: float = setting(0.0, RUN, (0, 1e6), DYNAMIC, "epochs in which the seed teaches in place of the result")
+    warmup_epochs: float = setting(0.0, RUN, (0, 1e6), DYNAMIC, "epochs in which the learning rate rises from 0")
 
 
 @dataclass(frozen=True)

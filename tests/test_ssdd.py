@@ -177,6 +177,14 @@ def tiny_batch(dynamic: bool):
     return torch.randn(2, 3, 48, 48), present, *second
 
 
+def test_where_the_seed_teaches_both_heads_learn_it_alone():
+    batch = tiny_batch(True)
+    taught = tiny_step(True)(*batch, seed_teaches=True)
+    (main, sub), seed, refined = taught.logits, batch[-1], taught.modules[1].refined
+    assert taught.loss_seg.item() == pytest.approx((F.cross_entropy(main, seed) + F.cross_entropy(sub, seed)).item())
+    assert taught.loss_seg.item() != pytest.approx(ssdd.dynamic_segmentation_loss(main, sub, seed, refined).item())
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_each_loss_trains_its_own_network_only(dynamic):
     step = tiny_step(dynamic)

@@ -129,8 +129,18 @@ class DynamicStep(nn.Module):
         self.segmentation, self.ddnet, self.how = segmentation, ddnet, how
         self.alpha, self.seed_target, self.crf = alpha, seed_target, crf
 
-    def forward(self, x: Tensor, present: Tensor, images: Tensor, seed: Tensor) -> StepResult:
-        """x N×3×H×W normalised; present N×C; images N×H/4×W/4×3 uint8 for the CRF; seed m_ssdd0 N×H/4×W/4."""
+    def forward(
+        self, x: Tensor, present: Tensor, images: Tensor, seed: Tensor, seed_teaches: bool = False
+    ) -> StepResult:
+        """One step.
+
+        Args:
+            x: N×3×H×W normalised.
+            present: N×C.
+            images: N×H/4×W/4×3 uint8, for the CRF.
+            seed: m_ssdd0, N×H/4×W/4.
+            seed_teaches: both heads learn the seed alone, in place of m_ssdd2 (ours).
+        """
         encoded = self.segmentation.encoder(x)
         main, main_features = upsample_twice(self.segmentation.seg_main(encoded.conv6))
         crf_masks = self.crf(images, main, present)
@@ -150,5 +160,6 @@ class DynamicStep(nn.Module):
         loss_seed = seed_difference_loss(second.d_k, seed, m_sub) + seed_difference_loss(second.d_a, target, m_sub)
         # The sum of four maps' losses over 4; loss_crf is the mean of its two.
         loss_dd = (2 * loss_crf + loss_seed) / 4
-        loss_seg = dynamic_segmentation_loss(main, sub, seed, second.refined, self.alpha)
+        teacher = seed if seed_teaches else second.refined
+        loss_seg = dynamic_segmentation_loss(main, sub, seed, teacher, self.alpha)
         return StepResult(loss_seg, loss_dd, (first, second), (main, sub))

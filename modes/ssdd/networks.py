@@ -151,7 +151,7 @@ def train_ssdd(
         folder=folder,
         networks={"segmentation": step.segmentation, "ddnet": step.ddnet},
         optimisers=optimisers_of(step, config),
-        rate=cosine_rate(config.lr, config.epochs),
+        rate=cosine_rate(config.lr, config.epochs, config.warmup_epochs if stage == "mode 2" else 0),
         samples=samples,
         batch=config.bn,
         batch_flag="--bn",

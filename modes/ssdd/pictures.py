@@ -15,7 +15,8 @@ from datasets.voc import mask_path, read_mask, write_mask
 from engine.history import History, note_columns
 from engine.loading import to_device
 from evaluation.metrics import confusion
-from models.ssdd.difference import difference_map
+from models.ssdd.difference import class_pixels, difference_map
+from models.ssdd.segmentation import masked_prediction
 from models.ssdd.steps import Integration, StepResult
 
 MASKS, MAPS = "kad", ("dk", "da")  # knowledge, advice, integrated; difference maps; the number is that of the module
@@ -119,10 +120,12 @@ def count_pixels(root: str, batch: dict, result: StepResult, counts: dict[str, n
                 counts[f"{what}{number}"] = counts.get(f"{what}{number}", 0) + confusion(truth, mask, classes)
 
 
-def module_figures(result: StepResult) -> dict[str, torch.Tensor]:
+def module_figures(result: StepResult, present: torch.Tensor) -> dict[str, torch.Tensor]:
     """Of each module: the share of pixels with advice taken, among those where knowledge and advice differ, and the
-    share of images with a missing-class flag."""
-    shares = {}
+    share of images with a missing-class flag; and the share of labelled classes that the network's own mask shows."""
+    labelled = present[:, 1:].sum().clamp(min=1)
+    own = masked_prediction(result.logits[0], present)
+    shares = {"shown": ((class_pixels(own, present.shape[1]) > 0) * present)[:, 1:].sum() / labelled}
     for number, module in enumerate(result.modules, 1):
         differs = difference_map(module.knowledge, module.advice)[:, 0] > 0
         taken = differs & (module.refined == module.advice)

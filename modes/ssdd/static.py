@@ -48,7 +48,7 @@ def run(config: Config) -> None:
     def losses(batch: dict, _epoch: float) -> Losses:
         with distributed.autocast(device, config.precision):
             result = result_of(batch, parallel)
-        return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
+        return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result, batch["present"])
 
     titles = {"SSDD module": tuple(source.title for source in seeds.pair(config))}
     columns = partial(write_columns, folder, samples, config.pictures, titles, 1, integration(config))
