@@ -10,6 +10,7 @@ _TRAINING, _RESUME = "tests/test_training.py::test_", "tests/test_resume.py::tes
 _CONFIG, _METRICS = "tests/test_config.py::test_", "tests/test_metrics.py::test_"
 
 MODE_0 = f"{_MODES}mode_0_trains_as_the_reference"
+MODE_2_STARTS = f"{_MODES}mode_2_starts_from_mode_0_with_both_heads_and_lets_the_seed_teach_first"
 MODE_0_KEEPS = f"{_MODES}mode_0_keeps_every_second_checkpoint_and_the_last"
 MODE_0_SHOWS = f"{_MODES}pictures_of_mode_0_are_what_its_network_makes_of_whole_images"
 MODE_1 = f"{_MODES}mode_1_stores_what_the_reference_predicts"
@@ -60,7 +61,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("checkpoints an epoch late", "return epoch % config.checkpoint_epochs", "return (epoch + 1) % config.checkpoint_epochs", MODE_0_KEEPS),
         ("last checkpoint not kept", "(config.static_checkpoint, config.epochs)", "(config.static_checkpoint,)", MODE_0_KEEPS),
         ("checkpoint of mode 1 not kept", "(config.static_checkpoint, config.epochs)", "(config.epochs,)", f"{_MODES}mode_0_keeps_the_checkpoint_that_mode_1_takes"),
-        ("cosine an epoch longer", "cosine_rate(config.lr, config.epochs)", "cosine_rate(config.lr, config.epochs + 1)", MODE_2),
+        ("cosine an epoch longer", "cosine_rate(config.lr, config.epochs, ", "cosine_rate(config.lr, config.epochs + 1, ", MODE_2),
         ("evaluation's batch size", "batch=config.bn,", "batch=config.eval_batch,", MODE_0),
         ("pictures drawn while dropout acts", "        step.eval()\n", "", MODE_0_SHOWS),
         ("integration always whole", 'config.flag_rule == "poster", config.integration)', 'config.flag_rule == "poster", "both")', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
@@ -104,7 +105,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "modes/ssdd/dynamic.py": [
         ("maps no part of what it was made from", "differences.folder, *runs", "*runs", MADE_FROM),
         ("precision ignored", "config.precision", '"float32"', PRECISION),
-        ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0)', 'batch["small"], batch["knowledge"])', MODE_2),
+        ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0, seed', 'batch["small"], batch["knowledge"], seed', MODE_2),
         ("CRF on other images", 'batch["small"], m', 'batch["small"].flip(2), m', MODE_2),
         ("m_ssdd0 with the bias of mode 2", "seed_integration(config)).refined", "integration(config)).refined", MODE_2),
         ("modules with the bias of m_ssdd0", "ddnet, integration(config), config.alpha", "ddnet, seed_integration(config), config.alpha", MODE_2),
@@ -113,6 +114,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("stored maps swapped", '(batch["d_k"], batch["d_a"])', '(batch["d_a"], batch["d_k"])', MODE_2),
         ("iterations of the labels' CRF", "config.crf_train", "config.crf_labels", MODE_2),
         ("CRF kernel of the preset", "kernel=crf_kernel(config)", "kernel=crf_kernel(type(config)())", MODE_2),
+        ("the seed teaches too long", "epoch < config.seed_epochs", "epoch <= config.epochs", MODE_2_STARTS),
+        ("second head fresh", "state | heads", "state", MODE_2_STARTS),
         ("alpha the wrong way round", "config.alpha,", "1 - config.alpha,", MODE_2),
         ("seed_target ignored", "config.seed_target,", '"ssdd1",', MODE_2),
         ("sides of mode 0", "config.dynamic_side", "config.static_side", MODE_2),
@@ -157,7 +160,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("half of the K/A loss", "(2 * loss_crf + loss_seed) / 4", "(loss_crf + loss_seed) / 4", MODE_2),
         ("both modules see seg_main", "enumerate((main_features, sub_features))", "enumerate((main_features, main_features))", MODE_2),
         ("second advice is the CRF", "seed, first.refined, present", "seed, m_crf1, present", MODE_2),
-        ("seed and refined swapped", "seed, second.refined, self.alpha", "second.refined, seed, self.alpha", MODE_2),
+        ("seed and refined swapped", "seed, teacher, self.alpha", "teacher, seed, self.alpha", MODE_2),
         ("m_sub is seg_main's", "m_sub = masked_prediction(sub,", "m_sub = masked_prediction(main,", MODE_2),
     ],
     "models/ssdd/difference.py": [
