@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -116,11 +117,14 @@ def random_square(tensors: list[Tensor], sides: tuple[int, int], crop: int) -> l
     return [F.crop(t, top, left, crop, crop) for t in resize_square(tensors, side)]
 
 
-def random_long_side(image: Tensor, sides: tuple[int, int]) -> Tensor:
-    """3×H×W resized so that its long side is random in `sides`; the aspect ratio is kept."""
-    height, width = image.shape[-2:]
-    scale = int(torch.randint(sides[0], sides[1] + 1, ())) / max(height, width)
-    return F.resize(image, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=False)
+def random_long_side(pixels: np.ndarray, sides: tuple[int, int]) -> Tensor:
+    """H×W×3 uint8 → 3×h×w uint8 whose long side is a random integer in `sides`; the aspect ratio is kept.
+
+    By Pillow's bicubic, which averages where it shrinks (PSA, and RecurSeed's release).
+    """
+    factor = int(torch.randint(sides[0], sides[1] + 1, ())) / max(pixels.shape[:2])
+    height, width = (max(1, round(side * factor)) for side in pixels.shape[:2])
+    return as_tensor(np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)))
 
 
 def random_flip(tensors: list[Tensor]) -> list[Tensor]:

@@ -37,7 +37,7 @@ class Training:
         folder: receives state.pth after every epoch and every `checkpoint_every` minutes, history.jsonl, tensorboard/.
         networks: what the state keeps, by name: networks in training, and averages of them.
         rate: learning rate at a fractional epoch; each parameter group multiplies it by its `factor`.
-        batch: samples a process and step, set by the flag `batch_flag`.
+        batch: samples a step of all processes together, set by the flag `batch_flag`.
         losses: (batch, fractional epoch) → losses, whose sum is minimised, and other figures to log.
         after_epoch: called by every process with the number of complete epochs and, on the first process, the history,
             before the state is written.
@@ -69,7 +69,9 @@ def train(run: Training, config: Config, device: torch.device) -> None:
             a process was lost.
         Stopped: by SIGTERM or SIGINT; the state is written.
     """
-    order = EpochOrder(len(run.samples), run.batch, config.seed, run.drop_rest)
+    if config.deterministic and device.type == "cuda":
+        distributed.compute_deterministically()
+    order = EpochOrder(len(run.samples), distributed.share(run.batch), config.seed, run.drop_rest)
     at = last_state(run, config.epochs, order.steps, device)
     batches = Batches(config, run.samples, order, device)
     journal = Journal(run.title, run.folder, at, order, config.epochs)

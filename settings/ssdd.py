@@ -23,7 +23,7 @@ class Ssdd:
     seed_source: str = setting(
         "", STAGE, TEXT, ON_FIXED, "that mode 4 learns from, and mode 3 evaluates; empty: mode 2"
     )
-    bn: int = setting(2, RUN, COUNT, TRAINING, "images a step and device, modes 0, 2 and 4 (program)")
+    bn: int = setting(2, RUN, COUNT, TRAINING, "images a step, modes 0, 2 and 4; 2 a GPU (program)")
     static_side: tuple[int, int] = setting(
         (448, 512), RUN, SIDE, STATIC_SIDE, "pixels before the crop, modes 0, 4 (program)"
     )

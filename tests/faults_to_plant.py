@@ -283,7 +283,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("first blocks trained", "    freeze_first_blocks(network)\n", "", AFFINITY),
         ("BatchNorm trained", "train_with_frozen_batchnorm(network)", "network.train()", AFFINITY),
         ("rate of the classifier", "config.aff_lr", "config.cls_lr", AFFINITY),
-        ("batch of the classifier", "config.aff_batch", "config.cls_batch", AFFINITY),
+        ("batch of the classifier", "batch=config.aff_batch", "batch=config.cls_batch", AFFINITY),
         ("cosine", "poly_rate(config.aff_lr, config.epochs, config.label_power)", "lambda e: config.aff_lr", AFFINITY),
         ("momentum", "groups(network, NEW), 0,", "groups(network, NEW), 0.9,", AFFINITY),
     ],

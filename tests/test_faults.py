@@ -162,7 +162,7 @@ def test_a_lost_process_ends_all_within_a_minute_and_the_run_goes_on_exactly(own
     models = {}
     for name in ("whole", "lost"):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        command += ["main_ssdd.py", "--mode=0", *as_flags(own_run), f"--modelid={name}", "--epochs=4", "--bn=1"]
+        command += ["main_ssdd.py", "--mode=0", *as_flags(own_run), f"--modelid={name}", "--epochs=4", "--bn=2"]
         command += ["--checkpoint-every=1e-9", "--dropout=1", "--lr=0.001"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         folder = Path(own_run.out) / "logs" / f"sssdd_{name}"

@@ -35,7 +35,7 @@ MODULES = {"Module 1: the network's mask": ("mask", "after CRF"), "Module 2: the
 
 def run(config: Config) -> None:
     config = config.stage(config.dynamic_epochs)
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, ("--bn", config.bn))
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
     ids = runs.image_ids(config, config.train_split)

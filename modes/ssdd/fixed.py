@@ -32,7 +32,7 @@ STAGE = "mode 4"
 def run(config: Config) -> None:
     config = config.stage(config.static_epochs)
     samples = fixed_seeds(config, runs.image_ids(config, config.train_split))
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, ("--bn", config.bn))
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
 

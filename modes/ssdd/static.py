@@ -25,7 +25,7 @@ STAGE = "mode 0"
 
 def run(config: Config) -> None:
     config = config.stage(config.static_epochs)
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, ("--bn", config.bn))
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
     samples = pair_samples(config, runs.image_ids(config, config.train_split), config.static_side)
