@@ -38,7 +38,8 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
         _claim(folder, config, stage, made_from)
     distributed.barrier()
     if distributed.rank():
-        locks.join(folder)
+        locks.join(folder, distributed.rank())
+        _check_inputs(config, made_from)
 
 
 def claim(config: Config, stage: str, made_from: list[Path]) -> None:
@@ -57,7 +58,10 @@ def stage_folder(path: Path) -> Path | None:
 
 
 def _check_inputs(config: Config, made_from: list[Path]) -> None:
-    """Refuse what stages of another preset, recipe or width left; what --weights names is the user's own choice."""
+    """Hold what other stages left, and refuse it if they had another preset, recipe or width.
+
+    What --weights names is the user's own choice, and has been read already.
+    """
     for path in made_from:
         folder = stage_folder(path)
         if folder is None or str(path) == config.weights:
