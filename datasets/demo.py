@@ -405,13 +405,13 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
 
 
 @program
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("out", help="folder that the data set is written to")
     parser.add_argument("--train", type=int, default=400, help="number of training images")
     parser.add_argument("--val", type=int, default=120, help="number of validation images")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other images")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     make_demo(arguments.out, arguments.train, arguments.val, arguments.seed)
 
 

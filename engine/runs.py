@@ -32,7 +32,7 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
 
     Raises:
         InputError: the folder's Config differs, another run works in it or fills an input, or inputs are of another
-            preset, recipe or width.
+            preset, recipe or width, or lie in the folder.
     """
     if distributed.rank() == 0:
         _claim(folder, config, stage, made_from)
@@ -84,6 +84,9 @@ def refuse_others(folder: Path, stored: dict, config: Config, same: tuple[str, .
 
 
 def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
+    for path in made_from:
+        if path.is_dir() and path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{path} is read here and would be written over: name another folder to read")
     locks.lock_for_writing(folder)
     _check_inputs(config, made_from)
     split = config.split if stage == "mode 3" else config.train_split
