@@ -23,8 +23,8 @@ from PIL import Image
 
 from datasets.demo_objects import BODY, OBJECTS, Shape, Sketch
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
-from datasets.voc import CLASSES, IGNORE, image_path, mask_path, write_mask
+from datasets.files import atomic_write, read_bytes
+from datasets.voc import CLASSES, IGNORE, LARGEST_LIST, image_path, mask_path, write_mask
 from settings.flags import Parser
 
 VERSION = 8  # raise it when the drawing changes, here or in demo_objects, so that sets made before are made anew
@@ -382,8 +382,9 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
     marker, record = root / "demo.json", json.dumps({"version": VERSION, "train": train, "val": val, "seed": seed})
     if marker.exists() and marker.read_text() == record and all(path.exists() for path in [*wanted, *lists.values()]):
         return
-    if any("demo_" not in path.name for path in root.glob("JPEGImages/*")):
-        raise InputError(f"{root} holds photographs that are not the demo's; name an empty folder")
+    listed = [line for path in lists.values() if path.exists() for line in read_bytes(path, LARGEST_LIST).split()]
+    if any("demo_" not in path.name for path in root.glob("JPEGImages/*")) or any(b"demo_" not in i for i in listed):
+        raise InputError(f"{root} holds or lists photographs that are not the demo's; name an empty folder")
     marker.unlink(missing_ok=True)
     for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml"), ("SegmentationClass", "png")):
         for path in root.glob(f"{folder}/*demo_[0-9][0-9][0-9][0-9][0-9][0-9].{suffix}"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.voc import CLASSES_FILE, image_path, list_path, mask_path, read_ids
+from datasets.voc import CLASSES_FILE, annotation_path, image_path, list_path, mask_path, read_ids
 from engine import checkpoint, stages
 from settings.config import voc
 from tests.campaign.processes import Found, Whole, do, flags_of
@@ -47,7 +47,12 @@ def cases(at: Path, other: Callable[[Path], Path]) -> dict[str, tuple[str, list]
         "maps, seed_rivals": ("tools.seed_rivals", [*rivals, other(static / f"{image_id}.npz")]),
         "truth, seed_rivals": ("tools.seed_rivals", [*rivals, other(mask_path(root, image_id))]),
         "Config, seed_rivals": ("tools.seed_rivals", [*rivals, other(static / "config.json")]),
+        "masks, paper_tables": (
+            "tools.paper_tables",
+            [out, "--voc-root", root, "--into", other(out / "validation" / "ssdd" / "mask")],
+        ),
         "masks, mode 1": ("main_ssdd", ["--mode=1", *flags_of(root, out, **own)]),
+        "masks, coco": ("tools.coco", ["prepare", at / "coco", "--to", other(at / "coco" / "own")]),
         "photographs, demo": ("datasets.demo", [other(at / "own"), "--train=3", "--val=2"]),
         "lists, demo": ("datasets.demo", [other(at / "lists"), "--train=3", "--val=2"]),
     }
@@ -76,6 +81,13 @@ def lay_out(whole: Whole, at: Path) -> None:
     shutil.copytree(whole.root / "ImageSets", at / "lists" / "ImageSets")
     list_path(at / "lists", "train").write_text("2007_000032\n")
     (at / "own" / CLASSES_FILE).write_text("cat\n")
+    for split in ("train", "val"):
+        for name, made in (("image", image_path), ("mask", mask_path), ("xml", annotation_path)):
+            target = at / "coco" / split / name / made(whole.root, image_id).name.replace("demo", split)
+            target.parent.mkdir(parents=True)
+            shutil.copy(made(whole.root, image_id), target)
+    (at / "coco" / "own").mkdir()
+    (at / "coco" / "own" / "SegmentationClass").symlink_to(at / "coco" / "train" / "mask")
     torch.save({"bn7.weight": torch.ones(2)}, at / "w.pth")
     checkpoint.save_weights(at / "w.pt2", torch.nn.Linear(3, 2), voc())
 
