@@ -11,6 +11,7 @@ themselves are in `datasets.demo_objects`.
 
 import json
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -369,7 +370,7 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
     Raises:
         InputError: the folder holds other photographs (their lists would be lost), or cannot be written to.
     """
-    root = Path(root)
+    root = Path(os.path.realpath(root))
     if train < 1 or val < 0 or seed < 0:
         raise InputError("the demo needs a --train of 1 or more, a --val and a --seed of 0 or more")
     if root.exists() and not root.is_dir():

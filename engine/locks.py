@@ -66,7 +66,7 @@ def lock_for_reading(folder: Path) -> None:
 
 def _path(folder: Path) -> Path:
     """Beside the folder itself, under whatever link or name it is known."""
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     return folder.with_name(f".{folder.name}.lock")
 
 

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -85,7 +86,7 @@ def refuse_others(folder: Path, stored: dict, config: Config, same: tuple[str, .
 
 def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
     for path in made_from:
-        if path.is_dir() and path.resolve().is_relative_to(folder.resolve()):
+        if path.is_dir() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             raise InputError(f"{path} is read here and would be written over: name another folder to read")
     locks.lock_for_writing(folder)
     _check_inputs(config, made_from)
