@@ -9,11 +9,13 @@ import fcntl
 import os
 import platform
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn
 
 from datasets.errors import InputError
 
-_held: dict[Path, tuple[TextIO, bool]] = {}  # the open file of each lock, and whether it is that of a writer
+# The descriptor of each lock, and whether it is that of a writer. Python's own files would be closed, and the locks
+# lost, some time before the process ends.
+_held: dict[Path, tuple[int, bool]] = {}
 
 
 def lock_for_writing(folder: Path) -> None:
@@ -25,15 +27,14 @@ def lock_for_writing(folder: Path) -> None:
     path = _path(folder)
     if path in _held and _held[path][1]:
         return
-    file = _held[path][0] if path in _held else _open(path, "a+")
+    file = _held[path][0] if path in _held else _open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         _refuse(file, path, error, folder)
     fcntl.lockf(file, fcntl.LOCK_UN, 0, 1)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"process {os.getpid()} on {platform.node()}".encode(), 0)
     _held[path] = file, True
 
 
@@ -41,7 +42,7 @@ def join(folder: Path, number: int) -> None:
     """What the other processes of the run that fills a folder hold; number: of the process, from 1."""
     path = _path(folder)
     if path not in _held:
-        file = _open(path, "a+")
+        file = _open(path, os.O_RDWR | os.O_CREAT)
         fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
         _held[path] = file, True
 
@@ -53,10 +54,10 @@ def lock_for_reading(folder: Path) -> None:
         InputError: another process is filling it.
     """
     path = _path(folder)
-    mode = "a+" if os.access(path if path.exists() else path.parent, os.W_OK) else "r"
-    if path in _held or (mode == "r" and not path.exists()):
+    writable = os.access(path if path.exists() else path.parent, os.W_OK)
+    if path in _held or not (writable or path.exists()):
         return
-    file = _open(path, mode)
+    file = _open(path, os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY)
     try:
         fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
@@ -70,23 +71,22 @@ def _path(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
 
 
-def _open(path: Path, mode: str) -> TextIO:
+def _open(path: Path, flags: int) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, mode, encoding="utf-8")
+        return os.open(path, flags, 0o666)
     except OSError as error:
         raise InputError(f"the lock {path} cannot be opened: {error.strerror}") from None
 
 
-def _refuse(file: TextIO, path: Path, error: OSError, folder: Path) -> None:
+def _refuse(file: int, path: Path, error: OSError, folder: Path) -> NoReturn:
     if not isinstance(error, BlockingIOError | PermissionError):
         raise InputError(f"{path} cannot be locked ({error.strerror}): give an --out that can be") from None
     try:
         fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         what = "being read by another run"
     except OSError:
-        file.seek(0)
-        what = f"in use by another run ({file.read(100).strip() or 'unknown'})"
+        what = f"in use by another run ({os.pread(file, 100, 0).decode(errors='replace').strip() or 'unknown'})"
     if path not in _held:
-        file.close()
+        os.close(file)
     raise InputError(f"{folder} is {what}: wait for it, or give another --out or --modelid") from None

@@ -33,11 +33,11 @@ from tests.campaign.ranks import rank_campaign
 # By flag: how many by default, what they are called, and what does them.
 RUNS = {
     "kills": (200, "kills", kill_campaign),
-    "roots": (30, "runs on a second data root", root_campaign),
+    "roots": (40, "runs on a second data root", root_campaign),
     "partial": (40, "passes with deleted files", partial_campaign),
-    "ranks": (8, "lost processes", rank_campaign),
-    "flips": (100, "damaged states", flip_campaign),
-    "inputs": (28, "inputs as outputs", input_campaign),
+    "ranks": (12, "lost processes", rank_campaign),
+    "flips": (200, "damaged states", flip_campaign),
+    "inputs": (32, "inputs as outputs", input_campaign),
 }
 
 

@@ -83,11 +83,13 @@ def artefacts(folder: Path) -> dict[str, bytes]:
     """What is compared: every file but event files, which hold times, the stored Config, which holds paths, the lock,
     which holds the process, and the training state, which no later stage reads; of histories what is no time."""
     left_out = ("config.json", "state.pth", ".ssdd.lock", passes.MADE_FROM)
-    return {
+    found = {
         str(path.relative_to(folder)): steps_of(path) if path.name == history.FILE else path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "tensorboard" not in path.parts and path.name not in left_out
     }
+    # A pass that finds all done, as it was killed in its last moment, notes nothing.
+    return {name: content for name, content in found.items() if content or not name.endswith(history.FILE)}
 
 
 def steps_of(path: Path) -> bytes:
