@@ -77,7 +77,7 @@ study: .venv/installed
 	$(BIN)/python -m datasets.demo demo/VOC2012
 	$(BIN)/python -m tools.study --preset demo --device cpu --out study
 
-# The long form of tests/test_campaign.py: 200 runs killed, 20,000 damaged files; about five minutes.
+# The long form of tests/test_campaign.py: runs killed, files damaged, data exchanged; about twenty minutes.
 campaign: .venv/installed
 	$(BIN)/python -m tests.campaign
 

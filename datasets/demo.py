@@ -11,6 +11,7 @@ themselves are in `datasets.demo_objects`.
 
 import json
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,8 @@ from PIL import Image
 
 from datasets.demo_objects import BODY, OBJECTS, Shape, Sketch
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
-from datasets.voc import CLASSES, IGNORE, image_path, mask_path, write_mask
+from datasets.files import atomic_write, read_bytes
+from datasets.voc import CLASSES, IGNORE, LARGEST_LIST, image_path, mask_path, write_mask
 from settings.flags import Parser
 
 VERSION = 8  # raise it when the drawing changes, here or in demo_objects, so that sets made before are made anew
@@ -371,7 +372,7 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
     Raises:
         InputError: the folder holds other photographs (their lists would be lost), or cannot be written to.
     """
-    root = Path(root)
+    root = Path(os.path.realpath(root))
     if train < 1 or val < 0 or seed < 0:
         raise InputError("the demo needs a --train of 1 or more, a --val and a --seed of 0 or more")
     if root.exists() and not root.is_dir():
@@ -384,8 +385,9 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
     marker, record = root / "demo.json", json.dumps({"version": VERSION, "train": train, "val": val, "seed": seed})
     if marker.exists() and marker.read_text() == record and all(path.exists() for path in [*wanted, *lists.values()]):
         return
-    if any("demo_" not in path.name for path in root.glob("JPEGImages/*")):
-        raise InputError(f"{root} holds photographs that are not the demo's; name an empty folder")
+    listed = [line for path in lists.values() if path.exists() for line in read_bytes(path, LARGEST_LIST).split()]
+    if any("demo_" not in path.name for path in root.glob("JPEGImages/*")) or any(b"demo_" not in i for i in listed):
+        raise InputError(f"{root} holds or lists photographs that are not the demo's; name an empty folder")
     marker.unlink(missing_ok=True)
     for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml"), ("SegmentationClass", "png")):
         for path in root.glob(f"{folder}/*demo_[0-9][0-9][0-9][0-9][0-9][0-9].{suffix}"):
@@ -407,13 +409,13 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
 
 
 @program
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("out", help="folder that the data set is written to")
     parser.add_argument("--train", type=int, default=400, help="number of training images")
     parser.add_argument("--val", type=int, default=120, help="number of validation images")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other images")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     make_demo(arguments.out, arguments.train, arguments.val, arguments.seed)
 
 

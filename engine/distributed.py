@@ -66,7 +66,8 @@ def start(device: str, batch: tuple[str, int] | None = None) -> torch.device:
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"the processes cannot be joined ({reason}); start them with torchrun") from None
-        threading.Thread(target=_leave_when_alone, args=(os.getppid(),), daemon=True).start()
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # else the parent may be a shell, which may leave
+            threading.Thread(target=_leave_when_alone, args=(os.getppid(),), daemon=True).start()
     return chosen
 
 

@@ -233,9 +233,11 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("pages told of no masks", '"masks": masks,', '"masks": [],', MODE_0_SHOWS),
     ],
     "engine/locks.py": [
-        ("two runs in one folder", "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 2, _OWNER)", "pass", "tests/test_faults.py::test_second_run_in_a_folder_is_refused_until_the_first_is_dead"),
+        ("two runs in one folder", "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "tests/test_locks.py::test_second_run_in_a_folder_is_refused_until_the_first_is_dead"),
+        ("other processes of a run hold nothing", "fcntl.lockf(file, fcntl.LOCK_EX, 1, number)", "pass", "tests/test_locks.py::test_a_run_counts_as_alive_as_long_as_one_of_its_processes"),
     ],
     "engine/runs.py": [
+        ("inputs not held", "        locks.lock_for_reading(folder)\n", "", "tests/test_locks.py::test_what_a_run_reads_is_not_made_anew_meanwhile"),
         ("inputs no part of the identity", '(*settings_of(stage), "made_from")', "settings_of(stage)", f"{_CONFIG}folder_made_from_other_weights_is_refused"),
         ("folders without identity", 'return str(read_config(path / "config.json").get("identity", ""))', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("identity of all settings", '[:16]\n    own["stage"]', '[:16] + str(config.workers)\n    own["stage"]', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),

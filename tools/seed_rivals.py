@@ -10,6 +10,7 @@ to judge only, but for the line about the bias, which is chosen on every second 
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,9 @@ import numpy as np
 import torch
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
+from datasets.files import atomic_write, refuse_overwrite
 from datasets.seed_store import SeedMaps, load_differences, read_seed, store_path
-from datasets.voc import IGNORE, class_names, mask_path, read_ids, read_mask
+from datasets.voc import CLASSES_FILE, IGNORE, class_names, list_path, mask_path, read_ids, read_mask
 from engine import runs, seeds, stages
 from evaluation.metrics import confusion, iou, mean_and_spread, mean_iou
 from models.inference import resize
@@ -32,6 +33,17 @@ from settings.flags import Parser
 COMPARED = ("larger probability", "flags alone", "maps alone", "static SSDD")
 BIASES = tuple(np.arange(-1.0, 1.05, 0.1).round(1).tolist())
 BINS = 400  # of σ(d_K) − σ(d_A) in −1…1
+
+
+def files_read(outs: list[Path], modelid: str, root: str, split: str) -> Iterator[Path]:
+    """All files that the figures of some runs are made from."""
+    ids = read_ids(root, split)
+    yield from (list_path(root, split), Path(root) / CLASSES_FILE, *(mask_path(root, image_id) for image_id in ids))
+    for out in outs:
+        config = replace(runs.stored_config(out, modelid, "mode 1"), out=str(out), voc_root=root)
+        for folder in (stages.folder(config, "mode 1"), *(source.folder for source in seeds.pair(config))):
+            yield folder / "config.json"
+            yield from (folder / f"{image_id}{ending}" for image_id in ids for ending in (".npz", ".png"))
 
 
 def choices(
@@ -250,6 +262,8 @@ def main(argv: list[str] | None = None) -> None:
     configs = runs.repetitions(arguments.outs, arguments.modelid)
     root = arguments.voc_root or configs[0]["voc_root"]
     ids = read_ids(root, arguments.split)
+    if arguments.json:
+        refuse_overwrite([arguments.json], files_read(arguments.outs, arguments.modelid, root, arguments.split))
     results = {}
     for out in arguments.outs:
         results[str(out)] = judge(out, arguments.modelid, root, ids)
