@@ -166,6 +166,7 @@ def data_parallel(step: nn.Module, device: torch.device) -> nn.Module:
         return step
     # A 1×1 convolution's gradient has ambiguous strides; copying it costs nothing that one would notice.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is too new for most
     # No buffer that matters differs: BatchNorm is frozen or learns each process's own, and the first one's are saved.
     return DistributedDataParallel(
         step,

@@ -142,7 +142,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("images with one of two masks are done", "return all((kind /", "return any((kind /", AGAIN),
         ("--weights ignored", "    if config.weights:\n", "    if False:\n", MODE_3),
         ("scales drawn from another image", "cv2.resize(read_image(self.root, self.ids[index])", "cv2.resize(read_image(self.root, self.ids[index - 1])", MODE_3),
-        ("mode 4's network not found", '"mode 4" if config.seed_source else "mode 2"', '"mode 2"', NEXT),
+        ("mode 4's network not found", '"mode 4" if config.seed_source else "mode 2"', '"mode 2"', "tests/test_fixed.py::test_mode_3_before_mode_4_names_the_command"),
     ],
     "modes/ssdd/fixed.py": [
         ("seeds no part of what it was made from", 'samples.seeds["seed"], *runs', "*runs", MADE_FROM),

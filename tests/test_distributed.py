@@ -41,7 +41,7 @@ def test_every_gpu_gets_an_index(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(InputError, match=r"WORLD_SIZE=4 .*torchrun"):
         distributed.start("cuda:0")
-    for name, word in (("RANK", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+    for name, word in (("RANK", "3"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, word)
     joined = lambda backend, device_id: chosen.append((backend, device_id.index))  # noqa: E731
     monkeypatch.setattr(torch.distributed, "init_process_group", joined)
