@@ -15,6 +15,7 @@ from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
 from engine import stages
 from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
+from models.ssdd.steps import Integration
 from tests.conftest import as_flags, labels_folder
 from tests.test_bad_input import refused
 from tools import paper_tables, seed_rivals
@@ -26,18 +27,21 @@ def test_every_rule_by_hand():
     knowledge = np.array([[0.9, 0.1, 0.1, 0.2, 0.1], [0.1, 0.3, 0.3, 0.3, 0.9]], np.float32)[:, None]
     advice = np.array([[0.9, 0.6, 0.7, 0.1, 0.8], [0.1, 0.4, 0.3, 0.9, 0.2]], np.float32)[:, None]
     truth = np.array([[0, 7, 0, 7, 255]], np.uint8)
-    refined = np.array([[0, 0, 7, 7, 7]], np.uint8)
     maps = [SeedMaps(np.array([0, 7]), m, "x") for m in (knowledge, advice)]
     present = torch.zeros(1, 21)
-    masks = choices(maps, refined, truth, present, False)
+    differences = torch.zeros(2, 1, 1, 5)
+    differences[1] = torch.tensor([0.0, 9, 9, 9, 0])
+    masks = choices(maps, differences, present, Integration(0.4), truth)
     assert [m.mask().tolist() for m in maps] == [[[0, 7, 7, 7, 7]], [[0, 0, 0, 7, 0]]]
     assert masks["larger probability"].tolist() == [[0, 7, 7, 7, 7]]
     assert masks["flags alone"].tolist() == maps[1].mask().tolist()
-    assert masks["static SSDD"] is refined
+    # Half against nearly one, w = 0.5 - 1 + 0.4: the knowledge at pixels 1 to 3.
+    assert masks["maps alone"].tolist() == [[0, 7, 7, 7, 0]]
     assert masks["oracle"][0, :4].tolist() == [0, 7, 0, 7]
     present[0, 7] = 1  # of four pixels the advice keeps one
-    assert choices(maps, refined, truth, present, False)["flags alone"].tolist() == [[0, 7, 7, 7, 7]]
-    assert choices(maps, refined, truth, present, True)["flags alone"].tolist() == maps[1].mask().tolist()
+    masks = choices(maps, differences, present, Integration(0.4), truth)
+    assert masks["flags alone"].tolist() == [[0, 7, 7, 7, 7]]
+    assert masks["maps alone"].tolist() == [[0, 7, 7, 7, 0]]
 
 
 def mask_of(values):
@@ -49,10 +53,10 @@ def mask_of(values):
 def test_unknown_pixels_and_several_advisers_by_hand():
     members = [mask_of([1, 255, 255, 2, 0, 1]), mask_of([255, 1, 255, 0, 2, 0]), mask_of([2, 255, 255, 2, 0, 2])]
     truth = np.array([[1, 1, 1, 0, 0, 2]], np.uint8)
-    masks = choices(members, truth, truth, torch.zeros(1, 3), False)
+    masks = choices(members, torch.zeros(2, 2, 1, 6), torch.zeros(1, 3), Integration(0.4), truth)
     assert masks["larger probability"].tolist() == masks["flags alone"].tolist() == [[2, 1, 255, 2, 0, 2]]
     assert masks["oracle"].tolist() == [[1, 1, 255, 0, 0, 2]]
-    pair = choices(members[:2], truth, truth, torch.zeros(1, 3), False)
+    pair = choices(members[:2], torch.zeros(2, 1, 1, 6), torch.zeros(1, 3), Integration(0.4), truth)
     assert pair["flags alone"].tolist() == [[1, 1, 255, 0, 2, 0]]
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
-from datasets.voc import CLASSES, class_names, read_ids
+from datasets.files import atomic_write, refuse_overwrite
+from datasets.voc import CLASSES, class_names, mask_path, read_ids
 from engine import runs, stages
 from engine.seeds import OLD_NAMES
 from evaluation.masks import evaluate
@@ -223,6 +223,10 @@ def main(argv: list[str] | None = None) -> None:
     root = arguments.voc_root or configs[0]["voc_root"]
     raw_ids, ids = (read_ids(root, split) for split in (arguments.raw_split, arguments.split))
     rows = rows_of(arguments.outs, arguments.modelid)
+    folders = [folder for out in arguments.outs for _, folder in runs.folders_of(out, arguments.modelid)]
+    masks = [folder / kind for folder in folders for kind in ("mask", "crf")]
+    others = [Path(name.removeprefix(stages.MASKS)) for name in rows.values() if name.startswith(stages.MASKS)]
+    refuse_overwrite([arguments.into], [*folders, *masks, *others, mask_path(root, "").parent])
     found = measure(rows, arguments.outs, arguments.modelid, root, raw_ids, ids)
     if not any(found.values()):
         raise InputError(f"{arguments.outs[0]} has neither seeds nor masks yet: run prepare_labels and the modes first")

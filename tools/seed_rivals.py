@@ -5,14 +5,15 @@
 
 Each argument is the --out folder of a finished mode 1; several are repetitions with other seeds. The pair, of any
 sources and advisers, is what that mode 1 was given. Rivals: always the knowledge (say, PSA), always an advice
-(PSA+CRF), at each pixel the one with the larger probability, and SSDD without its DD-Net: the advice but for the
-classes that it lost (the flags alone). The oracle takes at each pixel the mask that is right (the knowledge where all
+(PSA+CRF), at each pixel the one with the larger probability, and SSDD without its DD-Net (the flags alone) or without
+its flags (the maps alone). The oracle takes at each pixel the mask that is right (the knowledge where all
 or none is), so it is the ceiling of every choice among them. True masks are used to judge only, but for the line about
 the bias, which is chosen on every second image and judged on the others. A mask's unknown pixels (255) count as wrong,
 and its mIoU is also given without them.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,35 +21,60 @@ import numpy as np
 import torch
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
+from datasets.files import atomic_write, refuse_overwrite
 from datasets.seed_store import SeedMaps, load_differences, read_seed, store_path
-from datasets.voc import IGNORE, class_names, mask_path, read_ids, read_mask, read_present
+from datasets.voc import (
+    CLASSES_FILE,
+    IGNORE,
+    class_names,
+    list_path,
+    mask_path,
+    read_ids,
+    read_mask,
+    read_present,
+)
 from engine import runs, seeds, stages
 from evaluation.metrics import confusion, iou, mean_and_spread, mean_iou, without_unknown
 from models.inference import resize
 from models.ssdd.difference import integrate, missing_class_flags
+from models.ssdd.steps import Integration, integrated_in_turn
+from modes.ssdd.networks import seed_integration
 from settings.config import Config
 from settings.flags import Parser
 
-COMPARED = ("larger probability", "flags alone", "static SSDD")  # beside the two masks alone and the oracle
+# Beside the masks alone and the oracle.
+COMPARED = ("larger probability", "flags alone", "maps alone", "static SSDD")
 # Seeds as published, percent on VOC's train_aug. ICD's leave out pixels whose seed is 255.
 PUBLISHED = {"PSA": "52.5", "PSA+CRF": "48.0", "ICD": "60.2, leaving 255 out", "ICD+CRF": "62.2, leaving 255 out"}
 BIASES = tuple(np.arange(-1.0, 1.05, 0.1).round(1).tolist())
 BINS = 400  # of σ(d_K) − σ(d_A) in −1…1
 
 
+def files_read(outs: list[Path], modelids: list[str], root: str, split: str) -> Iterator[Path]:
+    """All files that the figures of some runs are made from."""
+    ids = read_ids(root, split)
+    yield from (list_path(root, split), Path(root) / CLASSES_FILE, *(mask_path(root, image_id) for image_id in ids))
+    for out in outs:
+        for modelid in modelids:
+            config = replace(runs.stored_config(out, modelid, "mode 1"), out=str(out), voc_root=root)
+            sources = seeds.pair(config).values()
+            for folder in (stages.folder(config, "mode 1"), *(source.folder for source in sources)):
+                yield folder / "config.json"
+                yield from (folder / f"{image_id}{ending}" for image_id in ids for ending in (".npz", ".png"))
+
+
 def choices(
-    members: list[SeedMaps], refined: np.ndarray, truth: np.ndarray, present: torch.Tensor, kept: bool
+    members: list[SeedMaps], differences: torch.Tensor, present: torch.Tensor, how: Integration, truth: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The mask H×W of every rule that chooses among the knowledge and its advisers. An unknown pixel is never chosen
-    where another mask knows.
+    """The mask H×W of every rule that chooses among the knowledge and its A advisers, but for static SSDD, whose masks
+    lie in files. An unknown pixel is never chosen where another mask knows.
 
     Args:
         members: knowledge and advisers, in their order.
-        refined: the static SSDD mask.
-        truth: the true mask, for the oracle.
+        differences: logits (d_K, d_A) of each adviser, 2×A×H×W.
         present: 1×C image-level label.
-        kept: see missing_class_flags.
+        how: the integration of static SSDD, of which parts are left out.
+        truth: the true mask, for the oracle.
     """
     masks = [maps.mask() for maps in members]
     # PSA's maps do not sum to 1, the CRF's do.
@@ -56,28 +82,24 @@ def choices(
         np.where(mask == IGNORE, -1, maps.maps.max(axis=0) / np.maximum(maps.maps.sum(axis=0), 1e-12))
         for maps, mask in zip(members, masks, strict=True)
     ]
-    larger, most, oracle, by_flags = masks[0], sure[0], masks[0], masks[0]
+    larger, most, oracle = masks[0], sure[0], masks[0]
     for mask, own in zip(masks[1:], sure[1:], strict=True):
         larger, most = np.where(own >= most, mask, larger), np.maximum(own, most)
         oracle = np.where((mask == truth) & (oracle != truth), mask, oracle)
-        by_flags = integrated(by_flags, mask, None, present, 0.0, 0.0, kept)
-    return dict(zip((*COMPARED, "oracle"), (larger, by_flags, refined, oracle), strict=True))
+    alone = {
+        f"{parts} alone": before_and_after(masks, differences, present, how._replace(parts=parts))[-1]
+        for parts in ("flags", "maps")
+    }
+    return {"larger probability": larger, **alone, "oracle": oracle}
 
 
-def integrated(
-    knowledge: np.ndarray,
-    advice: np.ndarray,
-    maps: torch.Tensor | None,
-    present: torch.Tensor,
-    bias: float,
-    bg: float,
-    kept: bool,
-) -> np.ndarray:
-    """What SSDD makes of two masks H×W by difference logits 2×H×W; None: by its flags alone."""
-    pair = [torch.from_numpy(mask.astype(np.int64))[None] for mask in (knowledge, advice)]
-    d_k, d_a = torch.zeros(2, *knowledge.shape) if maps is None else maps
-    flags = missing_class_flags(*pair, present, kept)
-    return integrate(*pair, d_k[None, None], d_a[None, None], flags, bias, bg)[0].numpy()
+def before_and_after(
+    masks: list[np.ndarray], differences: torch.Tensor, present: torch.Tensor, how: Integration
+) -> list[np.ndarray]:
+    """What each adviser is asked about, and what comes out at last: A + 1 masks H×W."""
+    knowledge, *advices = [torch.from_numpy(mask.astype(np.int64))[None] for mask in masks]
+    results = integrated_in_turn(knowledge, advices, *differences[:, None], present, how)
+    return [masks[0], *(result.refined[0].numpy() for result in results)]
 
 
 class Step:
@@ -139,14 +161,13 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     config = replace(runs.stored_config(out, modelid, "mode 1"), out=str(out), voc_root=root)
     folder, sources = stages.folder(config, "mode 1"), list(seeds.pair(config).values())
     single = tuple(source.title for source in sources)
-    befores = (single[0], *(f"after {title}" for title in single[1:-1]))
-    steps = [Step(titles) for titles in zip(befores, single[1:], strict=True)]
+    asked_about = (single[0], *(f"after {title}" for title in single[1:-1]))
+    steps = [Step(titles) for titles in zip(asked_about, single[1:], strict=True)]
     rules = (*single, *COMPARED, "oracle")
-    bias = config.seed_bias if config.bias_favours == "advice" else -config.seed_bias
-    kept = config.flag_rule == "kept"
+    how = seed_integration(config)
     names = class_names(root)
     counts = dict.fromkeys(rules, 0)
-    sweep = Sweep(len(names), config.seed_bg, kept)
+    sweep = Sweep(len(names), how)
     images = {}
     for place, image_id in enumerate(ids):
         truth = read_mask(mask_path(root, image_id), len(names))
@@ -156,16 +177,16 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         members = [read_seed(source.folder, image_id, truth.shape, None, len(names)) for source in sources]
         present = torch.from_numpy(read_present(root, image_id))[None]
         alone = [seed.mask() for seed in members]
-        masks = dict(zip(single, alone, strict=True)) | choices(members, refined, truth, present, kept)
+        maps = np.stack(load_differences(store_path(folder, image_id))).reshape(2, len(steps), config.crop // 4, -1)
+        maps = resize(torch.from_numpy(maps), truth.shape)
+        masks = dict(zip(single, alone, strict=True)) | choices(members, maps, present, how, truth)
+        masks["static SSDD"] = refined
         own = {rule: confusion(truth, mask, len(names)) for rule, mask in masks.items()}
         counts = {rule: counts[rule] + own[rule] for rule in rules}
         images[image_id] = {rule: mean_iou(count) for rule, count in own.items()}
-        maps = np.stack(load_differences(store_path(folder, image_id))).reshape(2, len(steps), config.crop // 4, -1)
-        maps = resize(torch.from_numpy(maps), truth.shape)
-        before = alone[0]
+        befores = before_and_after(alone, maps, present, how)
         for n, step in enumerate(steps):
-            step.add(before, alone[n + 1], maps[:, n], truth, masks, bias)
-            before = integrated(before, alone[n + 1], maps[:, n], present, bias, config.seed_bg, kept)
+            step.add(befores[n], alone[n + 1], maps[:, n], truth, masks, how.bias)
         if len(steps) == 1:
             sweep.add(place % 2, *alone, maps[:, 0], truth, present)
     figures = {rule: figures_of(count, names) for rule, count in counts.items()}
@@ -183,21 +204,21 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
 class Sweep:
     """The counts of every bias on each half of the images."""
 
-    def __init__(self, classes: int, bg: float, kept: bool):
-        self.classes, self.bg, self.kept = classes, bg, kept
+    def __init__(self, classes: int, how: Integration):
+        self.classes, self.how = classes, how
         self.halves = [dict.fromkeys(BIASES, 0) for _ in range(2)]
 
     def add(
         self, half: int, k: np.ndarray, a: np.ndarray, maps: torch.Tensor, truth: np.ndarray, present: torch.Tensor
     ) -> None:
-        flags = missing_class_flags(*(torch.from_numpy(mask)[None] for mask in (k, a)), present, self.kept)
+        flags = missing_class_flags(*(torch.from_numpy(mask)[None] for mask in (k, a)), present, self.how.poster_flags)
         # Only where the masks differ does the bias matter.
         differ = (k != a) & (truth != IGNORE)
         same = confusion(np.where(differ, IGNORE, truth), k, self.classes)
         at = [torch.from_numpy(mask[differ].astype(np.int64)).view(1, 1, -1) for mask in (k, a)]
         at_d = [d[torch.from_numpy(differ)].view(1, 1, 1, -1) for d in maps]
         for bias in BIASES:
-            chosen = integrate(*at, *at_d, flags, bias, self.bg).flatten().numpy()
+            chosen = integrate(*at, *at_d, flags, bias, self.how.bg).flatten().numpy()
             count = same + confusion(truth[differ], chosen, self.classes)
             self.halves[half][bias] = self.halves[half][bias] + count
 
@@ -253,9 +274,9 @@ def pairs_as_markdown(results: dict[str, dict[str, dict]], seen: str) -> str:
         results: {modelid: {out: figures of `judge`}}.
     """
     lines = [
-        f"| {seen} | each member alone | larger probability | flags alone | static SSDD | oracle | network | + CRF "
-        "| published, VOC |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {seen} | each member alone | larger probability | flags alone | maps alone | static SSDD | oracle "
+        "| network | + CRF | published, VOC |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for modelid, judged in results.items():
         found = list(judged.values())
@@ -356,6 +377,8 @@ def main(argv: list[str] | None = None) -> None:
     first = named[arguments.modelid[0]]
     root = arguments.voc_root or first[0]["voc_root"]
     ids = read_ids(root, arguments.split)
+    if arguments.json:
+        refuse_overwrite([arguments.json], files_read(arguments.outs, arguments.modelid, root, arguments.split))
     seen = f"{first[0]['preset']} preset, {arguments.split}, {len(ids)} images, {len(arguments.outs)} runs"
     results = {m: {str(out): judge(out, m, root, ids) for out in arguments.outs} for m in arguments.modelid}
     print(pairs_as_markdown(results, seen))

@@ -18,6 +18,7 @@ from models.ssdd.difference import cross_entropy
 from modes.ssdd.networks import (
     build,
     freeze_for_ssdd,
+    keeps_checkpoint,
     mixed_batch,
     network_input,
     segmentation_optimiser,
@@ -32,7 +33,7 @@ STAGE = "mode 4"
 def run(config: Config) -> None:
     config = config.stage(config.static_epochs)
     samples = fixed_seeds(config, runs.image_ids(config, config.train_split))
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, ("--bn", config.bn))
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
 
@@ -57,7 +58,7 @@ def run(config: Config) -> None:
         return {"loss_seg": cross_entropy(logits, batch["seed"])}, {}
 
     def after_epoch(epoch: int, history: History | None) -> None:
-        if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
+        if distributed.rank() == 0 and keeps_checkpoint(config, epoch):
             checkpoint.save_weights(stages.checkpoint_path(folder, "seg", epoch), segmentation, config, classes)
 
     training = Training(
