@@ -167,8 +167,6 @@ def check(config: Config) -> None:
             _check_bounds(name, value, entry.metadata["bounds"])
     _check_sizes(config)
     check_recurseed(config)
-    if config.certain_mix and config.bn == 1:
-        raise ValueError(f"--certain_mix={config.certain_mix}: there is nothing to paste in steps of --bn=1 image")
     if config.compile and 64 * config.width < 16:
         raise ValueError("--compile: needs a --width of 0.25 or more; narrower, torch's compiled code crashes on CPUs")
     if "/" in config.modelid or config.modelid in ("", ".", ".."):

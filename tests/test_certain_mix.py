@@ -8,8 +8,9 @@ import torch
 import main_ssdd
 from engine import checkpoint, stages
 from modes.ssdd import networks
-from settings.config import check, demo
+from settings.config import demo
 from tests.conftest import as_flags
+from tests.test_bad_input import refused
 
 
 def made_batch():
@@ -80,7 +81,10 @@ def test_modes_2_and_4_train_on_mixed_images_when_asked(mode, own_run, monkeypat
         assert all(given[4].dtype == torch.bool and given[4].any() and not given[4].all() for given in seen)
 
 
-def test_steps_of_one_image_are_refused():
-    with pytest.raises(ValueError, match="--bn=1 image"):
-        check(replace(demo(), certain_mix=0.5, bn=1))
-    check(replace(demo(), bn=1))
+@pytest.mark.parametrize("mode", ["2", "4"])
+def test_steps_of_one_image_are_refused(mode, own_run, capsys):
+    config = replace(own_run, modelid="mixed", certain_mix=0.5, bn=1, seed_source="psa" if mode == "4" else "")
+    if mode == "2":
+        stages.folder(config, "mode 1").symlink_to(stages.folder(own_run, "mode 1"))
+    said = refused(lambda flags: main_ssdd.main([f"--mode={mode}", *flags]), as_flags(config), own_run.out, capsys)
+    assert "--certain_mix=0.5" in said and "--bn=1" in said

@@ -21,6 +21,7 @@ from modes.ssdd.networks import (
     integration,
     masks_of,
     mixed_batch,
+    need_partners,
     network_input,
     pair_samples,
     seed_integration,
@@ -38,6 +39,7 @@ MODULES = {"Module 1: the network's mask": ("mask", "after CRF"), "Module 2: the
 def run(config: Config) -> None:
     config = config.stage(config.dynamic_epochs)
     device = distributed.start(config.device, ("--bn", config.bn))
+    need_partners(config)
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
     ids = runs.image_ids(config, config.train_split)

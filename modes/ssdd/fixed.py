@@ -20,6 +20,7 @@ from modes.ssdd.networks import (
     freeze_for_ssdd,
     keeps_checkpoint,
     mixed_batch,
+    need_partners,
     network_input,
     segmentation_optimiser,
     start_from_classifier,
@@ -34,6 +35,7 @@ def run(config: Config) -> None:
     config = config.stage(config.static_epochs)
     samples = fixed_seeds(config, runs.image_ids(config, config.train_split))
     device = distributed.start(config.device, ("--bn", config.bn))
+    need_partners(config)
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
 

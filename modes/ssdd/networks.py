@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from datasets.errors import InputError
 from datasets.samples.seeds import SeedSamples, StoredDifferences
 from datasets.transforms import jittered, normalise
 from datasets.voc import class_names
@@ -104,6 +105,19 @@ def network_input(batch: dict, layout: torch.memory_format) -> torch.Tensor:
     """N×3×H×W of a batch, with colour jitter where its samples have one."""
     images = jittered(batch["image"], batch["order"], batch["factors"]) if "order" in batch else batch["image"]
     return normalise(images).contiguous(memory_format=layout)
+
+
+def need_partners(config: Config) -> None:
+    """Refuse CertainMix, which mixes the images of one process, where each has a single one.
+
+    Raises:
+        InputError: see above.
+    """
+    if config.certain_mix and config.bn <= distributed.processes():
+        raise InputError(
+            f"--certain_mix={config.certain_mix}: there is nothing to paste, as with --bn={config.bn} each of "
+            f"{distributed.processes()} processes has one image a step; give a larger --bn"
+        )
 
 
 def mixed_batch(config: Config, batch: dict, labels: torch.Tensor, certain: torch.Tensor | None = None) -> dict:
