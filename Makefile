@@ -49,6 +49,7 @@ demo: .venv/installed
 	@echo; $(BIN)/python -m script.make_pages $(FLAGS)
 
 # ICD on the data of `make demo`; OUT and SEED as there. Figures beside those of CAM and PSA, where these are there.
+OTHERS = $(if $(wildcard $(OUT)/prepare_labels/results/out_aff_crf),CAM=cam PSA=psa PSA+CRF=psa_crf)
 demo-icd: .venv/installed
 	$(BIN)/python -m datasets.demo $(OUT)/VOC2012
 	$(PARALLEL) -m prepare_labels.make_superpixels $(FLAGS)
@@ -56,8 +57,7 @@ demo-icd: .venv/installed
 	$(PARALLEL) -m prepare_labels.make_icd_labels $(FLAGS)
 	@echo; echo "Seeds, made from image-level labels only, on the training images; 255 (unknown) counts as wrong:"
 	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train --out $(OUT) ICD=icd ICD+CRF=icd_crf \
-	  $(if $(wildcard $(OUT)/prepare_labels/results/out_aff_crf),CAM=cam PSA=psa PSA+CRF=psa_crf) \
-	  --json $(OUT)/seeds_icd.json
+	  $(OTHERS) --json $(OUT)/seeds_icd.json
 	@echo; $(BIN)/python -m script.make_pages $(FLAGS)
 
 # RecurSeed on the same images; each process mixes the images of its own batch.
@@ -66,7 +66,7 @@ demo-recurseed: .venv/installed
 	$(PARALLEL) main_recurseed.py --mode=all $(FLAGS)
 	@echo; echo "RecurSeed's seeds, made from image-level labels only, on the training images:"
 	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train --out $(OUT) \
-	  RecurSeed=recurseed RecurSeed+CRF=recurseed_crf --json $(OUT)/seeds_recurseed.json
+	  RecurSeed=recurseed RecurSeed+CRF=recurseed_crf $(OTHERS) --json $(OUT)/seeds_recurseed.json
 
 # One thread a process: more would wait for each other.
 test: .venv/installed

@@ -14,20 +14,23 @@ from torch.utils.data import default_collate
 
 import main_ssdd
 from datasets.samples.seeds import SeedSamples
-from datasets.seed_store import load_differences, read_seed, save_differences, store_path
+from datasets.seed_store import load_differences, load_maps, read_seed, save_differences, store_path
 from datasets.segments import read_segments
 from datasets.transforms import normalise
 from datasets.voc import image_size, mask_path, read_ids, read_mask, read_present, write_mask
 from engine import checkpoint, stages
+from evaluation.metrics import confusion, iou
 from models.ssdd.ddnet import DDNet
 from models.ssdd.regions import region_advice, region_classes
 from models.ssdd.segmentation import SegmentationNetwork
 from models.ssdd.steps import Integration, StaticStep, integrated_in_turn
 from modes.ssdd.networks import build
+from script import make_pages
 from settings.config import Config, check
 from tests import reference
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
+from tests.test_pages import data_of
 from tests.test_ssdd import tiny_batch
 
 TWO = "psa_crf,truth"
@@ -194,6 +197,26 @@ def test_maps_of_fewer_advisers_than_named_are_refused(two, capsys):
     save_differences(path, *(d[0] for d in load_differences(path)), "test")
     said = refused(lambda flags: main_ssdd.main(["--mode=2", *flags]), as_flags(two), two.out, capsys)
     assert str(path) in said and "2 advisers" in said
+
+
+def test_the_page_shows_every_source_that_is_there_sorted_by_any(own_run, tmp_path):
+    root, ids = own_run.voc_root, read_ids(own_run.voc_root, "train_aug")
+    for image_id in ids:
+        write_mask(tmp_path / "grab cut" / f"{image_id}.png", read_mask(mask_path(root, image_id)))
+    config = replace(own_run, advice=f"psa_crf,masks:{tmp_path / 'grab cut'}")
+    data = data_of(make_pages.make_pages(config, ["labels"]).with_name("labels.html"))
+    titles = {column["key"]: column["title"] for column in data["columns"]}
+    keys = list(titles)[1:-1]
+    assert [titles[key] for key in keys] == ["CAM", "PSA", "PSA+CRF", "static SSDD", "grab cut"]
+    assert list(data["scores"]) == keys and all(" " not in key for key in keys)
+    for row in data["rows"]:
+        truth = read_mask(mask_path(root, row["id"]))
+        seed = load_maps(store_path(stages.folder(own_run, "make_cam_labels"), row["id"]))
+        cam = np.where(seed.maps.max(axis=0).clip(0, 1) >= 0.2, seed.mask(), 0)
+        expected = 100 * np.nanmean(iou(confusion(truth, cam)))
+        assert row["scores"]["cam"]["all"] == pytest.approx(expected, abs=0.06)
+        known = 100 * np.nanmean(iou(confusion(truth, truth)))
+        assert row["scores"][keys[-1]]["all"] == pytest.approx(known, abs=0.06)
 
 
 # Regions
