@@ -69,7 +69,7 @@ def _fits(value, default) -> bool:
 
 
 def preset(name: str) -> Config:
-    return {"voc": voc, "coco": coco, "demo": demo}[name]()
+    return {"coco": coco, "demo": demo}.get(name, voc)()
 
 
 def voc() -> Config:

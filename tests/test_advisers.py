@@ -158,7 +158,9 @@ def test_mode_2_starts_from_what_all_advisers_gave(two, monkeypatch):
     monkeypatch.setattr(
         main_ssdd.dynamic.DynamicStep,
         "forward",
-        lambda self, x, present, images, seed: seen.append(seed) or original(self, x, present, images, seed),
+        lambda self, x, present, images, seed, *more: (
+            seen.append(seed) or original(self, x, present, images, seed, *more)
+        ),
     )
     made = stages.folder(two, "mode 1")
     for path in made.glob("*.npz"):  # the first adviser never, the second always
