@@ -30,7 +30,7 @@ def test_every_rule_by_hand():
     maps = [SeedMaps(np.array([0, 7]), m, "x") for m in (knowledge, advice)]
     flags = torch.zeros(1, 21)
     differences = torch.zeros(1, 1, 1, 5), torch.tensor([[[[0.0, 9, 9, 9, 0]]]])
-    masks = choices(*maps, differences, flags, Integration(0.4), truth)
+    masks = choices(*maps, differences, flags, Integration(0.4), 0.1, truth)
     assert [m.mask().tolist() for m in maps] == [[[0, 7, 7, 7, 7]], [[0, 0, 0, 7, 0]]]
     assert masks["larger probability"].tolist() == [[0, 7, 7, 7, 7]]
     assert masks["flags alone"].tolist() == maps[1].mask().tolist()
@@ -38,9 +38,14 @@ def test_every_rule_by_hand():
     assert masks["maps alone"].tolist() == [[0, 7, 7, 7, 0]]
     assert masks["oracle"][0, :4].tolist() == [0, 7, 0, 7]
     flags[0, 7] = 1
-    masks = choices(*maps, differences, flags, Integration(0.4), truth)
+    masks = choices(*maps, differences, flags, Integration(0.4), 0.1, truth)
     assert masks["flags alone"].tolist() == [[0, 7, 7, 7, 7]]
     assert masks["maps alone"].tolist() == [[0, 7, 7, 7, 0]]
+    small = torch.zeros(1, 1, 1, 5), torch.tensor([[[[0.0, 0.1, 0.5, 0.1, 0.1]]]])
+    masks = choices(*maps, small, 0 * flags, Integration(0.4), 0.1, truth)
+    # 0.5 - σ(0.1) = -0.025 is a quarter of the spread, 0.5 - σ(0.5) = -0.12 more than it.
+    assert masks["maps alone"].tolist() == [[0, 0, 0, 7, 0]]
+    assert masks["SSDD, maps by their spread"].tolist() == [[0, 0, 7, 7, 0]]
 
 
 PAIR = ("PSA", "PSA+CRF")
@@ -90,6 +95,8 @@ def test_figures_of_a_run_are_those_of_its_masks(own_run, tmp_path, capsys):
     for rule, folder in folders.items():
         expected = evaluate(folder, own_run.voc_root, ids)
         assert result["rules"][rule]["miou"] == expected["miou"] and result["rules"][rule]["iou"] == expected["iou"]
+    assert result["spread"] == pytest.approx(np.std(scores_where_they_differ(own_run, ids)), rel=1e-4)
+    assert result["map_weight"] == pytest.approx(own_run.seed_bias / result["spread"])
     # The oracle loses nowhere: every pixel that any rule has right, it has right.
     assert set(result["images"]) == set(ids)
     assert result["pixels"]["static SSDD"] <= result["pixels"]["PSA right"] + result["pixels"]["PSA+CRF right"]
@@ -100,6 +107,20 @@ def test_figures_of_a_run_are_those_of_its_masks(own_run, tmp_path, capsys):
         assert sweep["0.4"] == pytest.approx(evaluate(folders["static SSDD"], own_run.voc_root, part)["miou"])
     said = capsys.readouterr().out
     assert f"{own_run.out} (seed 0)" in said and "demo preset, train, 6 images, 1 runs" in said
+
+
+def scores_where_they_differ(config, ids):
+    """σ(d_K) − σ(d_A) of every such pixel."""
+    scores = []
+    for image_id in ids:
+        k, a = (
+            load_maps(store_path(labels_folder(config, kind), image_id)).maps.argmax(0)
+            for kind in ("out_aff", "out_aff_crf")
+        )
+        d = np.stack(load_differences(store_path(stages.folder(config, "mode 1"), image_id)))
+        d = torch.nn.functional.interpolate(torch.from_numpy(d)[None], k.shape, mode="bilinear")[0].sigmoid()
+        scores.append((d[0] - d[1]).numpy()[k != a])
+    return np.concatenate(scores)
 
 
 def areas(config, ids):

@@ -4,7 +4,8 @@
 
 Each argument is the --out folder of a finished mode 1; several are repetitions with other seeds. Rivals: always the
 knowledge (PSA), always the advice (PSA+CRF), at each pixel the one with the larger probability, and SSDD without its
-DD-Net (the flags alone) or without its flags (the maps alone). The oracle takes at each pixel the mask that is
+DD-Net (the flags alone) or without its flags (the maps alone), or with the maps weighed by their own spread, so that
+one standard deviation outweighs the bias; that takes no true mask. The oracle takes at each pixel the mask that is
 right (the knowledge where both or none is), so it is the ceiling of every choice between the two. True masks are used
 to judge only, but for the line about the bias, which is chosen on every second image and judged on the others.
 """
@@ -20,7 +21,7 @@ import torch
 from datasets.errors import InputError, program
 from datasets.files import atomic_write, refuse_overwrite
 from datasets.seed_store import SeedMaps, load_differences, read_seed, store_path
-from datasets.voc import CLASSES_FILE, IGNORE, class_names, list_path, mask_path, read_ids, read_mask
+from datasets.voc import CLASSES_FILE, IGNORE, class_names, image_size, list_path, mask_path, read_ids, read_mask
 from engine import runs, seeds, stages
 from evaluation.metrics import confusion, iou, mean_and_spread, mean_iou
 from models.inference import resize
@@ -30,7 +31,7 @@ from modes.ssdd.networks import seed_integration
 from settings.flags import Parser
 
 # Beside the two masks alone and the oracle.
-COMPARED = ("larger probability", "flags alone", "maps alone", "static SSDD")
+COMPARED = ("larger probability", "flags alone", "maps alone", "SSDD, maps by their spread", "static SSDD")
 BIASES = tuple(np.arange(-1.0, 1.05, 0.1).round(1).tolist())
 BINS = 400  # of σ(d_K) − σ(d_A) in −1…1
 
@@ -52,6 +53,7 @@ def choices(
     differences: tuple[torch.Tensor, torch.Tensor],
     flags: torch.Tensor,
     how: Integration,
+    spread: float,
     truth: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """The mask H×W of every rule that chooses between the two, but for static SSDD, whose masks lie in files.
@@ -60,6 +62,7 @@ def choices(
         differences: logits (d_K, d_A), 1×1×H×W.
         flags: 1×C, the classes that the advice lost.
         how: the integration of static SSDD, of which parts are left out.
+        spread: of σ(d_K) − σ(d_A), see `spread_of_maps`.
         truth: the true mask, for the oracle.
     """
     # PSA's maps do not sum to 1, the CRF's do.
@@ -70,8 +73,31 @@ def choices(
         f"{parts} alone": chosen(*pair, *differences, flags, how._replace(parts=parts))[0].numpy()
         for parts in ("flags", "maps")
     }
+    weighted = how._replace(weight=weight_by_spread(how.bias, spread))
+    by_spread = chosen(*pair, *differences, flags, weighted)[0].numpy()
     oracle = np.where((a == truth) & (k != truth), a, k)
-    return {"larger probability": np.where(sure[1] >= sure[0], a, k), **alone, "oracle": oracle}
+    larger = np.where(sure[1] >= sure[0], a, k)
+    return {"larger probability": larger, **alone, "SSDD, maps by their spread": by_spread, "oracle": oracle}
+
+
+def weight_by_spread(bias: float, spread: float) -> float:
+    """The --map_weight with which the maps weigh as much as the bias, one standard deviation against it."""
+    return abs(bias) / max(spread, 1e-6)
+
+
+def spread_of_maps(folder: Path, pair: tuple, root: str, ids: list[str], classes: int) -> float:
+    """Standard deviation of σ(d_K) − σ(d_A) over the pixels where knowledge and advice differ; no true mask is read."""
+    sums = np.zeros(3)
+    for image_id in ids:
+        size = image_size(root, image_id)
+        k, a = (read_seed(source.folder, image_id, size, None, classes).mask() for source in pair)
+        d_k, d_a = (
+            resize(torch.from_numpy(d)[None, None], size) for d in load_differences(store_path(folder, image_id))
+        )
+        score = (torch.sigmoid(d_k) - torch.sigmoid(d_a))[0, 0].numpy()[k != a].astype(np.float64)
+        sums += len(score), score.sum(), np.square(score).sum()
+    count, total, squares = sums
+    return float(np.sqrt(max(squares / count - (total / count) ** 2, 0))) if count else 0.0
 
 
 def lost_classes(knowledge: SeedMaps, advice: SeedMaps, classes: int, poster: bool) -> torch.Tensor:
@@ -86,7 +112,8 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     """All figures of one run.
 
     Returns:
-        "pair": titles of knowledge and advice; "rules": {rule: {"miou", "iou": {class: float or None}}}, "images":
+        "pair": titles of knowledge and advice; "spread": of the maps (`spread_of_maps`), "map_weight": that it asks for;
+        "rules": {rule: {"miou", "iou": {class: float or None}}}, "images":
         {id: {rule: mean IoU of its classes}},
         "share_of_gap", "pixels" (how often which mask is right where they differ, and what each rule makes of it),
         "change" (area under the ROC curve of d_K and of d_A as a sign that the masks differ), "detection" (that of
@@ -101,6 +128,7 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     rules = (*single, *COMPARED, "oracle")
     how = seed_integration(config)
     names = class_names(root)
+    spread = spread_of_maps(folder, pair, root, ids, len(names))
     counts = dict.fromkeys(rules, 0)
     halves = [dict.fromkeys(BIASES, 0) for _ in range(2)]
     pixels = dict.fromkeys(("differ", *(f"{name} right" for name in single), *COMPARED, "bias overruled"), 0)
@@ -117,7 +145,7 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
             resize(torch.from_numpy(d)[None, None], truth.shape) for d in load_differences(store_path(folder, image_id))
         )
         k, a = (seed.mask() for seed in both)
-        masks = dict(zip(single, (k, a), strict=True)) | choices(*both, (d_k, d_a), flags, how, truth)
+        masks = dict(zip(single, (k, a), strict=True)) | choices(*both, (d_k, d_a), flags, how, spread, truth)
         masks["static SSDD"] = refined
         own = {rule: confusion(truth, mask, len(names)) for rule, mask in masks.items()}
         counts = {rule: counts[rule] + own[rule] for rule in rules}
@@ -151,6 +179,8 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     figures = {rule: {"miou": mean_iou(count), "iou": by_class(names, iou(count))} for rule, count in counts.items()}
     return {
         "pair": single,
+        "spread": spread,
+        "map_weight": weight_by_spread(how.bias, spread),
         "rules": figures,
         "share_of_gap": share_of_gap({rule: f["miou"] for rule, f in figures.items()}, single),
         "pixels": pixels,
@@ -230,6 +260,10 @@ def as_markdown(results: dict[str, dict], seen: str) -> str:
         f"{detection}.",
     ]
     for out, r in results.items():
+        lines.append(
+            f"{out}: σ(d_K) − σ(d_A) spreads by {r['spread']:.3f} where the masks differ; maps by their spread: "
+            f"--map_weight={r['map_weight']:.3g}."
+        )
         if r["bias"]:
             best = r["bias"]["best_on_first_half"]
             there = r["bias"]["sweep_of_second_half"]
