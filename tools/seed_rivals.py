@@ -112,8 +112,8 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     """All figures of one run.
 
     Returns:
-        "pair": titles of knowledge and advice; "spread" of the maps and the "map_weight" that it asks for; "rules": {rule: {"miou", "iou": {class: float or None}}}, "images":
-        {id: {rule: mean IoU of its classes}},
+        "pair": titles of knowledge and advice; "spread" of the maps and the "map_weight" that it asks for;
+        "rules": {rule: {"miou", "iou": {class: float or None}}}, "images": {id: {rule: mean IoU of its classes}},
         "share_of_gap", "pixels" (how often which mask is right where they differ, and what each rule makes of it),
         "change" (area under the ROC curve of d_K and of d_A as a sign that the masks differ), "detection" (that of
         σ(d_K) − σ(d_A) as a sign that the advice is right), "bias".
