@@ -37,6 +37,7 @@ class Ssdd:
     bias: float = setting(0.4, RUN, TERM, DYNAMIC, "of the integration in modes 0 and 2 (paper)")
     bg: float = setting(0.0, RUN, TERM, DYNAMIC, "background term of that integration (paper)")
     integration: str = setting("both", RUN, PARTS, SEEDS, "what chooses: difference maps and flags (paper), or less")
+    map_weight: float = setting(1.0, RUN, (0, 1e4), SEEDS, "factor on σ(d_K) − σ(d_A); paper: 1")
     crf: str = setting("pydensecrf", RUN, CRFS, DYNAMIC, "of mode 2: pydensecrf (program), exact on the device (ours)")
     crf_train: int = setting(3, RUN, (1, 1000), DYNAMIC, "iterations in the training step (program)")
 

@@ -66,7 +66,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("cosine an epoch longer", "cosine_rate(config.lr, config.epochs, ", "cosine_rate(config.lr, config.epochs + 1, ", MODE_2),
         ("evaluation's batch size", "batch=config.bn,", "batch=config.eval_batch,", MODE_0),
         ("pictures drawn while dropout acts", "        step.eval()\n", "", MODE_0_SHOWS),
-        ("integration always whole", 'config.flag_rule == "poster", config.integration)', 'config.flag_rule == "poster", "both")', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
+        ("integration always whole", 'config.map_weight, config.integration)', 'config.map_weight, "both")', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
         ("bias favours knowledge", 'sign = 1 if config.bias_favours == "advice"', 'sign = 1 if config.bias_favours == "knowledge"', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
         ("seeds with the bias of mode 2", "_integration(config, config.seed_bias, config.seed_bg)", "_integration(config, config.bias, config.bg)", MODE_1),
     ],

@@ -15,11 +15,11 @@ from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
 from engine import stages
 from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
+from evaluation.rivals import area_under_roc, choices, overrules, share_of_gap
 from models.ssdd.steps import Integration
 from tests.conftest import as_flags, labels_folder
 from tests.test_bad_input import refused
 from tools import paper_tables, seed_rivals
-from tools.seed_rivals import area_under_roc, choices, overrules, share_of_gap
 
 
 def test_every_rule_by_hand():
@@ -31,7 +31,7 @@ def test_every_rule_by_hand():
     present = torch.zeros(1, 21)
     differences = torch.zeros(2, 1, 1, 5)
     differences[1] = torch.tensor([0.0, 9, 9, 9, 0])
-    masks = choices(maps, differences, present, Integration(0.4), truth)
+    masks = choices(maps, differences, present, Integration(0.4), 0.1, truth)
     assert [m.mask().tolist() for m in maps] == [[[0, 7, 7, 7, 7]], [[0, 0, 0, 7, 0]]]
     assert masks["larger probability"].tolist() == [[0, 7, 7, 7, 7]]
     assert masks["flags alone"].tolist() == maps[1].mask().tolist()
@@ -39,9 +39,14 @@ def test_every_rule_by_hand():
     assert masks["maps alone"].tolist() == [[0, 7, 7, 7, 0]]
     assert masks["oracle"][0, :4].tolist() == [0, 7, 0, 7]
     present[0, 7] = 1  # of four pixels the advice keeps one
-    masks = choices(maps, differences, present, Integration(0.4), truth)
+    masks = choices(maps, differences, present, Integration(0.4), 0.1, truth)
     assert masks["flags alone"].tolist() == [[0, 7, 7, 7, 7]]
     assert masks["maps alone"].tolist() == [[0, 7, 7, 7, 0]]
+    differences[1] = torch.tensor([0.0, 0.1, 0.5, 0.1, 0.1])
+    masks = choices(maps, differences, 0 * present, Integration(0.4), 0.1, truth)
+    # 0.5 - σ(0.1) = -0.025 is a quarter of the spread, 0.5 - σ(0.5) = -0.12 more than it.
+    assert masks["maps alone"].tolist() == [[0, 0, 0, 7, 0]]
+    assert masks["SSDD, maps by their spread"].tolist() == [[0, 0, 7, 7, 0]]
 
 
 def mask_of(values):
@@ -53,10 +58,10 @@ def mask_of(values):
 def test_unknown_pixels_and_several_advisers_by_hand():
     members = [mask_of([1, 255, 255, 2, 0, 1]), mask_of([255, 1, 255, 0, 2, 0]), mask_of([2, 255, 255, 2, 0, 2])]
     truth = np.array([[1, 1, 1, 0, 0, 2]], np.uint8)
-    masks = choices(members, torch.zeros(2, 2, 1, 6), torch.zeros(1, 3), Integration(0.4), truth)
+    masks = choices(members, torch.zeros(2, 2, 1, 6), torch.zeros(1, 3), Integration(0.4), 0.1, truth)
     assert masks["larger probability"].tolist() == masks["flags alone"].tolist() == [[2, 1, 255, 2, 0, 2]]
     assert masks["oracle"].tolist() == [[1, 1, 255, 0, 0, 2]]
-    pair = choices(members[:2], torch.zeros(2, 1, 1, 6), torch.zeros(1, 3), Integration(0.4), truth)
+    pair = choices(members[:2], torch.zeros(2, 1, 1, 6), torch.zeros(1, 3), Integration(0.4), 0.1, truth)
     assert pair["flags alone"].tolist() == [[1, 1, 255, 0, 2, 0]]
 
 
@@ -107,6 +112,8 @@ def test_figures_of_a_run_are_those_of_its_masks(own_run, tmp_path, capsys):
     for rule, folder in folders.items():
         expected = evaluate(folder, own_run.voc_root, ids)
         assert result["rules"][rule]["miou"] == expected["miou"] and result["rules"][rule]["iou"] == expected["iou"]
+    assert result["spread"] == pytest.approx(np.std(scores_where_they_differ(own_run, ids)), rel=1e-4)
+    assert result["map_weight"] == pytest.approx(own_run.seed_bias / result["spread"])
     # The oracle loses nowhere: every pixel that any rule has right, it has right.
     assert set(result["images"]) == set(ids)
     (step,) = result["steps"]
@@ -121,6 +128,20 @@ def test_figures_of_a_run_are_those_of_its_masks(own_run, tmp_path, capsys):
     assert result["network"] == {kind: stored[kind]["miou"] for kind in ("mask", "mask after CRF")}
     assert f"| PSA ← PSA+CRF (ssdd) | PSA {mean_and_spread([result['rules']['PSA']['miou']])}, PSA+CRF" in said
     assert f"{own_run.out} (seed 0)" in said and "demo preset, train, 6 images, 1 runs" in said
+
+
+def scores_where_they_differ(config, ids):
+    """σ(d_K) − σ(d_A) of every such pixel."""
+    scores = []
+    for image_id in ids:
+        k, a = (
+            load_maps(store_path(labels_folder(config, kind), image_id)).maps.argmax(0)
+            for kind in ("out_aff", "out_aff_crf")
+        )
+        d = np.stack(load_differences(store_path(stages.folder(config, "mode 1"), image_id)))
+        d = torch.nn.functional.interpolate(torch.from_numpy(d)[None], k.shape, mode="bilinear")[0].sigmoid()
+        scores.append((d[0] - d[1]).numpy()[k != a])
+    return np.concatenate(scores)
 
 
 def areas(config, ids):

@@ -42,15 +42,15 @@ def test_a_labelled_class_in_neither_mask_is_flagged_and_exactly_half_is_not():
     assert flags.tolist() == [[0, 0, 1]]
 
 
-@pytest.mark.parametrize(("bias", "bg"), [(0.4, 0.0), (0.1, 0.1), (-0.4, 0.0)])
-def test_integration_pixel_by_pixel(bias, bg):
+@pytest.mark.parametrize(("bias", "bg", "weight"), [(0.4, 0.0, 1), (0.1, 0.1, 1), (-0.4, 0.0, 1), (0.4, 0.1, 3)])
+def test_integration_pixel_by_pixel(bias, bg, weight):
     knowledge, advice, d_k, d_a, present = random_batch()
     flags = ssdd.missing_class_flags(knowledge, advice, present)
-    refined = ssdd.integrate(knowledge, advice, d_k, d_a, flags, bias, bg)
+    refined = ssdd.integrate(knowledge, advice, d_k, d_a, flags, bias, bg, weight)
     sigmoid = lambda v: 1 / (1 + math.exp(-v))  # noqa: E731
     for n, y, x in np.ndindex(knowledge.shape):
         k, a = int(knowledge[n, y, x]), int(advice[n, y, x])
-        w = sigmoid(float(d_k[n, 0, y, x])) - sigmoid(float(d_a[n, 0, y, x])) + bias
+        w = weight * (sigmoid(float(d_k[n, 0, y, x])) - sigmoid(float(d_a[n, 0, y, x]))) + bias
         w += -bg * (k == 0) + bg * (a == 0) - float(flags[n, k]) + float(flags[n, a])
         assert refined[n, y, x] == (a if w >= 0 else k)
 

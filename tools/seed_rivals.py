@@ -6,7 +6,8 @@
 Each argument is the --out folder of a finished mode 1; several are repetitions with other seeds. The pair, of any
 sources and advisers, is what that mode 1 was given. Rivals: always the knowledge (say, PSA), always an advice
 (PSA+CRF), at each pixel the one with the larger probability, and SSDD without its DD-Net (the flags alone) or without
-its flags (the maps alone). The oracle takes at each pixel the mask that is right (the knowledge where all
+its flags (the maps alone), or with the maps weighed by their own spread, so that one standard deviation outweighs the
+bias; that takes no true mask. The oracle takes at each pixel the mask that is right (the knowledge where all
 or none is), so it is the ceiling of every choice among them. True masks are used to judge only, but for the line about
 the bias, which is chosen on every second image and judged on the others. A mask's unknown pixels (255) count as wrong,
 and its mIoU is also given without them.
@@ -22,11 +23,11 @@ import torch
 
 from datasets.errors import InputError, program
 from datasets.files import atomic_write, refuse_overwrite
-from datasets.seed_store import SeedMaps, load_differences, read_seed, store_path
+from datasets.seed_store import load_differences, read_seed, store_path
 from datasets.voc import (
     CLASSES_FILE,
-    IGNORE,
     class_names,
+    image_size,
     list_path,
     mask_path,
     read_ids,
@@ -34,20 +35,26 @@ from datasets.voc import (
     read_present,
 )
 from engine import runs, seeds, stages
-from evaluation.metrics import confusion, iou, mean_and_spread, mean_iou, without_unknown
+from evaluation.metrics import confusion, mean_and_spread, mean_iou
+from evaluation.rivals import (
+    COMPARED,
+    Step,
+    Sweep,
+    before_and_after,
+    choices,
+    chosen_bias,
+    figures_of,
+    share_of_gap,
+    weight_by_spread,
+)
 from models.inference import resize
-from models.ssdd.difference import integrate, missing_class_flags
-from models.ssdd.steps import Integration, integrated_in_turn
+from models.ssdd.steps import Integration
 from modes.ssdd.networks import seed_integration
 from settings.config import Config
 from settings.flags import Parser
 
-# Beside the masks alone and the oracle.
-COMPARED = ("larger probability", "flags alone", "maps alone", "static SSDD")
 # Seeds as published, percent on VOC's train_aug. ICD's leave out pixels whose seed is 255.
 PUBLISHED = {"PSA": "52.5", "PSA+CRF": "48.0", "ICD": "60.2, leaving 255 out", "ICD+CRF": "62.2, leaving 255 out"}
-BIASES = tuple(np.arange(-1.0, 1.05, 0.1).round(1).tolist())
-BINS = 400  # of σ(d_K) − σ(d_A) in −1…1
 
 
 def files_read(outs: list[Path], modelids: list[str], root: str, split: str) -> Iterator[Path]:
@@ -63,97 +70,41 @@ def files_read(outs: list[Path], modelids: list[str], root: str, split: str) -> 
                 yield from (folder / f"{image_id}{ending}" for image_id in ids for ending in (".npz", ".png"))
 
 
-def choices(
-    members: list[SeedMaps], differences: torch.Tensor, present: torch.Tensor, how: Integration, truth: np.ndarray
-) -> dict[str, np.ndarray]:
-    """The mask H×W of every rule that chooses among the knowledge and its A advisers, but for static SSDD, whose masks
-    lie in files. An unknown pixel is never chosen where another mask knows.
-
-    Args:
-        members: knowledge and advisers, in their order.
-        differences: logits (d_K, d_A) of each adviser, 2×A×H×W.
-        present: 1×C image-level label.
-        how: the integration of static SSDD, of which parts are left out.
-        truth: the true mask, for the oracle.
-    """
-    masks = [maps.mask() for maps in members]
-    # PSA's maps do not sum to 1, the CRF's do.
-    sure = [
-        np.where(mask == IGNORE, -1, maps.maps.max(axis=0) / np.maximum(maps.maps.sum(axis=0), 1e-12))
-        for maps, mask in zip(members, masks, strict=True)
-    ]
-    larger, most, oracle = masks[0], sure[0], masks[0]
-    for mask, own in zip(masks[1:], sure[1:], strict=True):
-        larger, most = np.where(own >= most, mask, larger), np.maximum(own, most)
-        oracle = np.where((mask == truth) & (oracle != truth), mask, oracle)
-    alone = {
-        f"{parts} alone": before_and_after(masks, differences, present, how._replace(parts=parts))[-1]
-        for parts in ("flags", "maps")
-    }
-    return {"larger probability": larger, **alone, "oracle": oracle}
+def spread_of_maps(
+    folder: Path, sources: list[seeds.SeedSource], root: str, ids: list[str], how: Integration, side: int
+) -> float:
+    """Standard deviation of σ(d_K) − σ(d_A) over the pixels where an adviser differs from what it was asked about; no
+    true mask is read."""
+    sums, classes = np.zeros(3), len(class_names(root))
+    for image_id in ids:
+        size = image_size(root, image_id)
+        masks = [read_seed(source.folder, image_id, size, None, classes).mask() for source in sources]
+        maps, present = differences_of(folder, image_id, size, side), torch.from_numpy(read_present(root, image_id))
+        before = before_and_after(masks, maps, present[None], how)
+        scores = (torch.sigmoid(maps[0]) - torch.sigmoid(maps[1])).numpy()
+        for score, k, a in zip(scores, before, masks[1:], strict=False):
+            there = score[k != a].astype(np.float64)
+            sums += len(there), there.sum(), np.square(there).sum()
+    count, total, squares = sums
+    return float(np.sqrt(max(squares / count - (total / count) ** 2, 0))) if count else 0.0
 
 
-def before_and_after(
-    masks: list[np.ndarray], differences: torch.Tensor, present: torch.Tensor, how: Integration
-) -> list[np.ndarray]:
-    """What each adviser is asked about, and what comes out at last: A + 1 masks H×W."""
-    knowledge, *advices = [torch.from_numpy(mask.astype(np.int64))[None] for mask in masks]
-    results = integrated_in_turn(knowledge, advices, *differences[:, None], present, how)
-    return [masks[0], *(result.refined[0].numpy() for result in results)]
-
-
-class Step:
-    """How often the difference maps of one adviser are right, summed over images; `before`: what it was asked about."""
-
-    def __init__(self, titles: tuple[str, str]):
-        self.titles = titles
-        self.pixels = dict.fromkeys(("differ", *(f"{name} right" for name in titles), *COMPARED, "bias overruled"), 0)
-        self.changes, self.histograms = np.zeros((2, 2, BINS)), np.zeros((2, BINS))
-
-    def add(
-        self,
-        before: np.ndarray,
-        advice: np.ndarray,
-        maps: torch.Tensor,
-        truth: np.ndarray,
-        masks: dict[str, np.ndarray],
-        bias: float,
-    ) -> None:
-        known = (truth != IGNORE) & (before != IGNORE) & (advice != IGNORE)
-        differ = known & (before != advice)
-        right = [differ & (mask == truth) for mask in (before, advice)]
-        self.pixels["differ"] += int(differ.sum())
-        for title, where in zip(self.titles, right, strict=True):
-            self.pixels[f"{title} right"] += int(where.sum())
-        for rule in COMPARED:
-            self.pixels[rule] += int((differ & (masks[rule] == truth)).sum())
-        predicted = [torch.sigmoid(d).numpy() for d in maps]
-        for histogram, change in zip(self.changes, predicted, strict=True):
-            for row, where in enumerate((known & (before == advice), differ)):
-                histogram[row] += np.histogram(change[where], BINS, (0, 1))[0]
-        score = predicted[0] - predicted[1]
-        self.pixels["bias overruled"] += int(overrules(score[differ], bias).sum())
-        for row, where in enumerate(right):
-            self.histograms[row] += np.histogram(score[where], BINS, (-1, 1))[0]
-
-    def figures(self) -> dict:
-        return {
-            "pair": self.titles,
-            "pixels": self.pixels,
-            "change": [area_under_roc(*histogram) for histogram in self.changes],
-            "detection": area_under_roc(*self.histograms),
-        }
+def differences_of(folder: Path, image_id: str, size: tuple[int, int], side: int) -> torch.Tensor:
+    """The stored logits (d_K, d_A) of each of A advisers in the image's size, 2×A×H×W."""
+    maps = np.stack(load_differences(store_path(folder, image_id)))
+    return resize(torch.from_numpy(maps.reshape(2, -1, side, maps.shape[-1])), size)
 
 
 def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     """All figures of one run.
 
     Returns:
-        "pair": titles of knowledge and advisers; "rules": {rule: {"miou", "iou": {class: float or None}}}, where masks
-        hold 255 also "miou_known"; "images": {id: {rule: mean IoU of its classes}}; "share_of_gap"; "steps", one an
-        adviser: "pair", "pixels" (how often which mask is right where the two differ, and what each rule makes of it),
-        "change" (area under the ROC curve of d_K and of d_A as a sign that the masks differ), "detection" (that of
-        σ(d_K) − σ(d_A) as a sign that the advice is right); "bias", of a single adviser.
+        "pair": titles of knowledge and advisers; "spread" of the maps and the "map_weight" that it asks for; "rules":
+        {rule: {"miou", "iou": {class: float or None}}}, where masks hold 255 also "miou_known"; "images": {id: {rule:
+        mean IoU of its classes}}; "share_of_gap"; "steps", one an adviser: "pair", "pixels" (how often which mask is
+        right where the two differ, and what each rule makes of it), "change" (area under the ROC curve of d_K and of
+        d_A as a sign that the masks differ), "detection" (that of σ(d_K) − σ(d_A) as a sign that the advice is right);
+        "bias", of a single adviser.
 
     Raises:
         InputError: a map or mask is missing, damaged or of another size than its true mask.
@@ -167,6 +118,7 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     how = seed_integration(config)
     names = class_names(root)
     counts = dict.fromkeys(rules, 0)
+    spread = spread_of_maps(folder, sources, root, ids, how, config.crop // 4)
     sweep = Sweep(len(names), how)
     images = {}
     for place, image_id in enumerate(ids):
@@ -177,9 +129,8 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         members = [read_seed(source.folder, image_id, truth.shape, None, len(names)) for source in sources]
         present = torch.from_numpy(read_present(root, image_id))[None]
         alone = [seed.mask() for seed in members]
-        maps = np.stack(load_differences(store_path(folder, image_id))).reshape(2, len(steps), config.crop // 4, -1)
-        maps = resize(torch.from_numpy(maps), truth.shape)
-        masks = dict(zip(single, alone, strict=True)) | choices(members, maps, present, how, truth)
+        maps = differences_of(folder, image_id, truth.shape, config.crop // 4)
+        masks = dict(zip(single, alone, strict=True)) | choices(members, maps, present, how, spread, truth)
         masks["static SSDD"] = refined
         own = {rule: confusion(truth, mask, len(names)) for rule, mask in masks.items()}
         counts = {rule: counts[rule] + own[rule] for rule in rules}
@@ -192,6 +143,8 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     figures = {rule: figures_of(count, names) for rule, count in counts.items()}
     return {
         "pair": single,
+        "spread": spread,
+        "map_weight": weight_by_spread(how.bias, spread),
         "rules": figures,
         "share_of_gap": share_of_gap({rule: f["miou"] for rule, f in figures.items()}, single),
         "steps": [step.figures() for step in steps],
@@ -201,70 +154,12 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     }
 
 
-class Sweep:
-    """The counts of every bias on each half of the images."""
-
-    def __init__(self, classes: int, how: Integration):
-        self.classes, self.how = classes, how
-        self.halves = [dict.fromkeys(BIASES, 0) for _ in range(2)]
-
-    def add(
-        self, half: int, k: np.ndarray, a: np.ndarray, maps: torch.Tensor, truth: np.ndarray, present: torch.Tensor
-    ) -> None:
-        flags = missing_class_flags(*(torch.from_numpy(mask)[None] for mask in (k, a)), present, self.how.poster_flags)
-        # Only where the masks differ does the bias matter.
-        differ = (k != a) & (truth != IGNORE)
-        same = confusion(np.where(differ, IGNORE, truth), k, self.classes)
-        at = [torch.from_numpy(mask[differ].astype(np.int64)).view(1, 1, -1) for mask in (k, a)]
-        at_d = [d[torch.from_numpy(differ)].view(1, 1, 1, -1) for d in maps]
-        for bias in BIASES:
-            chosen = integrate(*at, *at_d, flags, bias, self.how.bg).flatten().numpy()
-            count = same + confusion(truth[differ], chosen, self.classes)
-            self.halves[half][bias] = self.halves[half][bias] + count
-
-
-def figures_of(count: np.ndarray, names: tuple[str, ...]) -> dict:
-    figures = {"miou": mean_iou(count), "iou": by_class(names, iou(count))}
-    return figures | ({"miou_known": mean_iou(without_unknown(count))} if count[:, -1].any() else {})
-
-
 def network_figures(config: Config) -> dict[str, float]:
     """mIoU of the dynamic network's masks by their kind, as mode 3 stored them for val; none if it has not run."""
     path = stages.folder(replace(config, seed_source=""), "mode 3") / "result_val.json"
     stored = runs.read_config(path) if path.exists() else {}
     kinds = {kind: figures.get("miou") for kind, figures in stored.items() if isinstance(figures, dict)}
     return {kind: value for kind, value in kinds.items() if isinstance(value, float)}
-
-
-def overrules(score: np.ndarray, bias: float) -> np.ndarray:
-    """Where σ(d_K) − σ(d_A) decides otherwise than the bias would alone; flags and background term left aside."""
-    return (score + bias >= 0) != (bias >= 0)
-
-
-def by_class(names: tuple[str, ...], values: np.ndarray) -> dict[str, float | None]:
-    return {name: float(v) if np.isfinite(v) else None for name, v in zip(names, values, strict=True)}
-
-
-def share_of_gap(figures: dict[str, float], single: tuple[str, ...]) -> float | None:
-    """(SSDD − best single mask) / (oracle − best single mask); None where the oracle gains nothing."""
-    best = max(figures[rule] for rule in single)
-    gap = figures["oracle"] - best
-    return (figures["static SSDD"] - best) / gap if gap > 0 else None
-
-
-def area_under_roc(negative: np.ndarray, positive: np.ndarray) -> float | None:
-    """Probability that a pixel of the positive histogram scores above one of the negative; None if one is empty."""
-    if not negative.sum() or not positive.sum():
-        return None
-    below = np.concatenate([[0], np.cumsum(negative)[:-1]])
-    return float((positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum()))
-
-
-def chosen_bias(halves: list[dict[float, np.ndarray]]) -> dict:
-    """The bias that is best on one half of the images, and the mIoU of every bias on each half."""
-    figures = [{bias: mean_iou(count) for bias, count in half.items()} for half in halves]
-    best = max(BIASES, key=lambda bias: figures[0][bias])
-    return {"best_on_first_half": best, "sweep_of_first_half": figures[0], "sweep_of_second_half": figures[1]}
 
 
 def pairs_as_markdown(results: dict[str, dict[str, dict]], seen: str) -> str:
@@ -322,6 +217,10 @@ def as_markdown(results: dict[str, dict], seen: str) -> str:
         lines.append(f"| {label.format(k=k, a=a)} | {mean_and_spread(shown)} |")
     lines.append("")
     for out, r in results.items():
+        lines.append(
+            f"{out}: σ(d_K) − σ(d_A) spreads by {r['spread']:.3f} where the masks differ; maps by their spread: "
+            f"--map_weight={r['map_weight']:.3g}."
+        )
         if r["bias"]:
             best = r["bias"]["best_on_first_half"]
             there = r["bias"]["sweep_of_second_half"]

@@ -48,7 +48,14 @@ def missing_class_flags(knowledge: Tensor, advice: Tensor, present: Tensor, post
 
 
 def integrate(
-    knowledge: Tensor, advice: Tensor, d_k: Tensor, d_a: Tensor, flags: Tensor, bias: float = 0.4, bg: float = 0.0
+    knowledge: Tensor,
+    advice: Tensor,
+    d_k: Tensor,
+    d_a: Tensor,
+    flags: Tensor,
+    bias: float = 0.4,
+    bg: float = 0.0,
+    weight: float = 1.0,
 ) -> Tensor:
     """The refined mask: the advice where the difference is predictable from the knowledge and odd from the advice.
 
@@ -59,6 +66,7 @@ def integrate(
         flags: N×C from `missing_class_flags`.
         bias: positive favours the advice.
         bg: positive favours the mask that says background.
+        weight: factor on σ(d_K) − σ(d_A); published is 1.
 
     Returns:
         N×h×w int64 without gradient.
@@ -66,7 +74,7 @@ def integrate(
     Reference:
         Shimoda and Yanai, ICCV 2019, section 3 (integration); signs as in the released program.
     """
-    w = (torch.sigmoid(d_k) - torch.sigmoid(d_a)).detach().squeeze(1) + bias
+    w = weight * (torch.sigmoid(d_k) - torch.sigmoid(d_a)).detach().squeeze(1) + bias
     w = w - bg * (knowledge == 0) + bg * (advice == 0) - _flag_at(flags, knowledge) + _flag_at(flags, advice)
     takes_advice = (w >= 0) & (advice != UNKNOWN) | (knowledge == UNKNOWN)
     return torch.where(takes_advice, advice, knowledge)

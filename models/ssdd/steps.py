@@ -28,6 +28,7 @@ class Integration(NamedTuple):
     bias: float = 0.4
     bg: float = 0.0
     poster_flags: bool = False  # for the integration only; the difference loss always skips images that lost a class
+    weight: float = 1.0  # factor on σ(d_K) − σ(d_A)
     parts: str = "both"  # that choose: "maps", "flags", "both", or none: always "knowledge" or always "advice"
 
 
@@ -69,7 +70,7 @@ def chosen(knowledge: Tensor, advice: Tensor, d_k: Tensor, d_a: Tensor, flags: T
         d_k = d_a = torch.zeros_like(d_k)
     if how.parts == "maps":
         flags = torch.zeros_like(flags)
-    return integrate(knowledge, advice, d_k, d_a, flags, how.bias, how.bg)
+    return integrate(knowledge, advice, d_k, d_a, flags, how.bias, how.bg, how.weight)
 
 
 def integrated_in_turn(

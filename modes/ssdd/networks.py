@@ -48,7 +48,7 @@ def seed_integration(config: Config) -> Integration:
 
 def _integration(config: Config, bias: float, bg: float) -> Integration:
     sign = 1 if config.bias_favours == "advice" else -1
-    return Integration(sign * bias, bg, config.flag_rule == "poster", config.integration)
+    return Integration(sign * bias, bg, config.flag_rule == "poster", config.map_weight, config.integration)
 
 
 def pair_samples(
