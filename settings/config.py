@@ -1,6 +1,7 @@
 """Every setting of every program: one flat Config, composed of the systems' settings.
 
-A program's Config is: preset (`voc` or `demo`) → recipe (`paper` or `released`) → the flags given, by name.
+A program's Config is: preset (`voc` or `demo`) → recipe (`paper` or `released`) → --crf_setting's values → the flags
+given, by name.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import typing
 from dataclasses import dataclass, replace
 
 from settings.common import CELL, Backbone, DenseCrf, Machine, Run
+from settings.crf import values_of
 from settings.icd import Icd
 from settings.psa import Psa
 from settings.recurseed import DEMO as RECURSEED_DEMO
@@ -140,6 +142,11 @@ def with_recipe(config: Config, recipe: str) -> Config:
         seed_bias=0.1,
         seed_bg=0.1,
     )
+
+
+def with_crf(config: Config, name: str) -> Config:
+    """The CRF's settings that a name stands for; without one, each system's own."""
+    return replace(config, crf_setting=name, **values_of(name)) if name else config
 
 
 def shown(value) -> str:
