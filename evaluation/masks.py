@@ -16,7 +16,8 @@ def evaluate(source: Path, root: str | Path, ids: list[str]) -> dict:
     """Figures of one folder of masks or stored maps.
 
     Returns:
-        {"miou": float, "iou": {class: float or None}, "images": int}; for CAMs also "threshold" and "sweep".
+        {"miou": float, "iou": {class: float or None}, "images": int}; for CAMs also "threshold" and "sweep";
+        for masks with unknown pixels also "miou_of_known", which leaves those out instead of counting them as wrong.
 
     Raises:
         InputError: a mask is missing, damaged, or of another size than its true mask.
@@ -42,6 +43,8 @@ def evaluate(source: Path, root: str | Path, ids: list[str]) -> dict:
         "iou": {name: float(v) if np.isfinite(v) else None for name, v in zip(names, per_class, strict=True)},
         "images": len(ids),
     }
+    if counts[best][:, -1].any():  # as the authors of ICD measure seeds
+        figures["miou_of_known"] = mean_iou(counts[best][:, :-1])
     if best is not None:
         figures |= {"threshold": best, "sweep": {f"{t:g}": value for t, value in sweep.items()}}
     return figures
