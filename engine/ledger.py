@@ -4,6 +4,7 @@ Nothing is taken from a run's word: figures are computed from its masks, and wha
 (engine.ledger_checks). `tools.ledger` prints it, script/pages/ledger.py shows it.
 """
 
+import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -16,11 +17,26 @@ from evaluation import expected
 from evaluation.expected import AFTER, MASK, Expected
 from evaluation.masks import evaluate
 from settings import crf
-from settings.config import FIELDS, Config, from_stored, preset, settings_of, with_recipe
+from settings.config import Config, from_stored, preset, settings_of, with_recipe
 
 EVALUATIONS = {"mode 3": "mask", "recurseed evaluate": "mask"}
 # What may differ between runs whose figures are compared: where they ran, and the batch, which is that of one process.
 FREE = ("seed", "precision", "bn", "cls_batch", "aff_batch", "icd_batch", "recurseed_batch", "seed_source")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a run is held against.
+
+    Attributes:
+        settings: of each stage, as a config.json holds them.
+        figures: that are known.
+        lists: how many images a list may have, by name.
+    """
+
+    settings: dict[str, dict]
+    figures: tuple[Expected, ...]
+    lists: dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -159,8 +175,8 @@ def data_of(root: str | Path) -> str:
     return {CLASSES: expected.VOC, coco.CLASSES: expected.COCO}.get(names, "")
 
 
-def published(run: Run) -> tuple[Config, tuple[Expected, ...]]:
-    """The settings and figures that a run is held against.
+def published(run: Run) -> Known:
+    """The published figures of a run's data, or what this project measured on the embedded set.
 
     Raises:
         InputError: the run has other data or another preset than any figures.
@@ -183,10 +199,14 @@ def published(run: Run) -> tuple[Config, tuple[Expected, ...]]:
                 f"--{name}={getattr(reference, name)}: they are of another network; name a run of yours with --against"
             )
     figures = [e for e in expected.FIGURES if e.data == run.data and e.recipe in ("", run.config.recipe)]
-    return reference, tuple(figures)
+    plain = json.loads(json.dumps(asdict(reference)))
+    settings = {
+        name: plain | {"epochs": plain["epochs"] or plain.get(stage.epochs)} for name, stage in stages.STAGES.items()
+    }
+    return Known(settings, tuple(figures), expected.LISTS[run.data])
 
 
-def measured(references: list[Run]) -> tuple[Config, tuple[Expected, ...]]:
+def measured(references: list[Run]) -> Known:
     """The same from finished runs of one's own."""
     figures: dict[tuple, list[float]] = {}
     for run in references:
@@ -203,7 +223,7 @@ def measured(references: list[Run]) -> tuple[Config, tuple[Expected, ...]]:
         Expected(data, stage, what, tuple(values), source, split, on=on)
         for (stage, what, split, on), values in figures.items()
     ]
-    return first.config, tuple(found)
+    return Known({entry.stage: entry.stored for entry in first.entries}, tuple(found), {})
 
 
 def measure(run: Run, entry: Entry, figures: tuple[Expected, ...]) -> list[Row]:
@@ -259,11 +279,11 @@ def _fill(run: Run, row: Row, folder: Path) -> None:
         row.verdict = f"off by {row.here - (row.low if row.here < row.low else row.high):+.1f}"
 
 
-def differing(entry: Entry, reference: Config) -> dict[str, tuple]:
+def differing(entry: Entry, known: Known) -> dict[str, tuple]:
     """Settings that the stage's results depend on and that differ: {name: (here, there)}; FREE ones aside."""
-    there = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(reference).items()}
+    there = known.settings.get(entry.stage, {})
     return {
         name: (entry.stored[name], there[name])
         for name in settings_of(entry.stage)
-        if name in FIELDS and name not in FREE and name in entry.stored and entry.stored[name] != there[name]
+        if name not in FREE and name in entry.stored and name in there and entry.stored[name] != there[name]
     }

@@ -13,7 +13,7 @@ from datasets.errors import InputError
 from datasets.seed_store import load_maps, seed_path
 from datasets.voc import CLASSES, IGNORE, list_path, mask_path, read_ids, read_mask
 from engine import checkpoint, runs, stages
-from engine.ledger import EVALUATIONS, Entry, Finding, Run, differing
+from engine.ledger import EVALUATIONS, Entry, Finding, Known, Run, differing
 from evaluation import expected
 from evaluation.masks import masks_of
 from settings import crf
@@ -23,19 +23,19 @@ LOOKED_AT = 12  # images, where all would take long
 PAIRS = {"make_aff_labels": "PSA", "make_icd_labels": "ICD", "recurseed labels": "RecurSeed"}
 
 
-def findings_of(run: Run, number: int, reference: Config) -> list[Finding]:
+def findings_of(run: Run, number: int, known: Known) -> list[Finding]:
     """What is proven to be wrong with the `number`-th entry of a run, what matters most first.
 
     Args:
-        reference: the settings that the figures belong to.
+        known: what the run is held against.
     """
     entry = run.entries[number]
     checks = (
-        check_list(run, number),
+        check_list(run, number, known),
         check_weights(run, entry),
-        check_crf(run, entry, reference),
+        check_crf(run, entry, known),
         check_boundary(run, entry),
-        check_settings(entry, reference),
+        check_settings(entry, known),
     )
     return [finding for check in checks for finding in check]
 
@@ -54,7 +54,7 @@ def split_of(entry: Entry) -> str:
     return str(entry.stored.get("split" if entry.stage == "mode 3" else "train_split", "train_aug"))
 
 
-def check_list(run: Run, number: int) -> Iterator[Finding]:
+def check_list(run: Run, number: int, known: Known) -> Iterator[Finding]:
     """Whether the list is the one of the other stages, still the same, and of as many images as it should be."""
     entry = run.entries[number]
     split, noted = split_of(entry), entry.stored.get("list")
@@ -71,10 +71,10 @@ def check_list(run: Run, number: int) -> Iterator[Finding]:
             yield Finding("list", f"{path} was changed after this stage had read it", command)
         return
     ids = read_ids(run.root, split)
-    should = expected.LISTS.get(run.data, {}).get(split, ())
+    should = known.lists.get(split, ())
     if len(set(ids)) < len(ids):
         yield Finding("list", f"{path} names {len(ids) - len(set(ids))} images twice", command)
-    elif should and len(ids) not in should and (run.data != expected.DEMO or number == 0):
+    elif should and len(ids) not in should:
         yield Finding("list", f"{path} has {len(ids)} images, {' or '.join(map(str, should))} are expected", command)
     judged = list_path(run.root, "val")
     if split == run.config.train_split and judged.exists() and (both := set(ids) & set(read_ids(run.root, "val"))):
@@ -146,16 +146,17 @@ def _check_description(entry: Entry, start: str) -> Iterator[Finding]:
         yield Finding("weights", text, f"python {start} --fresh")
 
 
-def check_crf(run: Run, entry: Entry, reference: Config) -> Iterator[Finding]:
+def check_crf(run: Run, entry: Entry, known: Known) -> Iterator[Finding]:
     """Whether the CRF has the settings that the figures belong to, is the one that was noted, and was not left out."""
     if entry.stage not in crf.STAGES:
         return
     iterations, fields = crf.STAGES[entry.stage]
-    name = crf.names_of(_kernel(reference, fields)).split(",")[0]
+    should = crf.used_by(entry.stage, known.settings.get(entry.stage, {}))
+    name = should["setting"].split(",")[0] if should else "own"
     command = f"python {stages.STAGES[entry.stage].command} --fresh" + (
         f" --crf_setting={name}" if name != "own" else ""
     )
-    other = {name: v for name, v in differing(entry, reference).items() if name in (iterations, *fields)}
+    other = {name: v for name, v in differing(entry, known).items() if name in (iterations, *fields)}
     if other:
         listed = ", ".join(f"{name} {here:g} instead of {there:g}" for name, (here, there) in other.items())
         yield Finding("crf", f"another CRF than that of the figures: {listed}", command)
@@ -176,10 +177,6 @@ def check_crf(run: Run, entry: Entry, reference: Config) -> Iterator[Finding]:
     strange = next((text for text in said if "CRF " in text and used and not text.endswith(crf.as_text(used))), None)
     if strange:
         yield Finding("crf", f"maps in {after} were made by {strange!r}", command)
-
-
-def _kernel(config: Config, fields: tuple[str, ...]) -> crf.CrfKernel:
-    return crf.CrfKernel(*(getattr(config, name) for name in fields))
 
 
 def crf_pair(run: Run, entry: Entry) -> tuple[Path | None, Path | None]:
@@ -212,10 +209,10 @@ def check_boundary(run: Run, entry: Entry) -> Iterator[Finding]:
         yield Finding("boundary", text, f"python -m tools.voc check --voc-root {run.root}")
 
 
-def check_settings(entry: Entry, reference: Config) -> Iterator[Finding]:
+def check_settings(entry: Entry, known: Known) -> Iterator[Finding]:
     """Whether the settings that are not the CRF's are those of the figures."""
     fields = (crf.STAGES[entry.stage][0], *crf.STAGES[entry.stage][1]) if entry.stage in crf.STAGES else ()
-    other = {name: pair for name, pair in differing(entry, reference).items() if name not in fields}
+    other = {name: pair for name, pair in differing(entry, known).items() if name not in fields}
     if other:
         listed = ", ".join(f"{name} {here} instead of {there}" for name, (here, there) in other.items())
         command = f"python {stages.STAGES[entry.stage].command} --help"

@@ -21,18 +21,16 @@ from pathlib import Path
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from engine import ledger, ledger_causes, ledger_checks
-from engine.ledger import Row, Run
-from evaluation.expected import Expected
+from engine.ledger import Known, Row, Run
 from script.make_pages import make_pages
-from settings.config import Config
 from settings.flags import Parser
 
 
-def walk(run: Run, reference: Config, figures: tuple[Expected, ...]) -> Iterator[Row]:
+def walk(run: Run, known: Known) -> Iterator[Row]:
     """The lines of a run up to the first that is wrong, with what is wrong there."""
     for number, entry in enumerate(run.entries):
-        findings = ledger_checks.findings_of(run, number, reference)
-        rows = ledger.measure(run, entry, figures)
+        findings = ledger_checks.findings_of(run, number, known)
+        rows = ledger.measure(run, entry, known.figures)
         stop = next((row for row in rows if row.stops), rows[-1] if findings else None)
         if stop is not None:
             stop.findings = [*findings, *ledger_causes.likely(run, entry)]
@@ -47,14 +45,14 @@ def walk(run: Run, reference: Config, figures: tuple[Expected, ...]) -> Iterator
 def line(row: Row) -> str:
     """A row of the Markdown table."""
     here = "–" if row.here is None else f"{row.here:.1f}"
-    known = [
+    figures = [
         f"{'/'.join(f'{f:g}' for f in e.figures)} ({e.source}{'' if e.judged else '; shown only'})"
         for e in row.expected
     ]
     count = sum(len(e.figures) for e in row.expected if e.judged)
     spread = "–" if row.low is None else f"{row.low:.1f} to {row.high:.1f}"
     where = f"{row.split}, {row.images} images" if row.images else "–"
-    cells = (row.title, row.what or "–", here, "; ".join(known) or "–", where, row.background or "–", row.crf or "–")
+    cells = (row.title, row.what or "–", here, "; ".join(figures) or "–", where, row.background or "–", row.crf or "–")
     return f"| {' | '.join([*cells, str(count or '–'), spread, row.verdict])} |"
 
 
@@ -80,12 +78,12 @@ def main(argv: list[str] | None = None) -> None:
     run = ledger.open_run(arguments.run, arguments.modelid, arguments.voc_root)
     if arguments.against:
         others = [ledger.open_run(out, arguments.modelid, arguments.voc_root) for out in arguments.against]
-        reference, figures = ledger.measured(others)
+        known = ledger.measured(others)
     else:
-        reference, figures = ledger.published(run)
+        known = ledger.published(run)
     print(HEAD + "\n" + "|---" * HEAD.count(" | ") + "|---|")
     rows = []
-    for row in walk(run, reference, figures):
+    for row in walk(run, known):
         rows.append(row)
         print(line(row), flush=True)
     stopped = rows[-1] if rows and rows[-1].findings else None
