@@ -30,7 +30,12 @@ def walk(run: Run, known: Known) -> Iterator[Row]:
     """The lines of a run up to the first that is wrong, with what is wrong there."""
     for number, entry in enumerate(run.entries):
         findings = ledger_checks.findings_of(run, number, known)
-        rows = ledger.measure(run, entry, known.figures)
+        try:
+            rows = ledger.measure(run, entry, known.figures)
+        except InputError:
+            if not findings:
+                raise
+            rows = [Row(entry.stage, entry.title)]  # of another list, say: the finding tells more
         stop = next((row for row in rows if row.stops), rows[-1] if findings else None)
         if stop is not None:
             stop.findings = [*findings, *ledger_causes.likely(run, entry)]

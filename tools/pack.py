@@ -79,14 +79,18 @@ def pack(config: Config, what: str, target: Path) -> str:
         return pack_weights(config, Path(what), target)
     ids = read_ids(config.voc_root, config.train_split)
     differences = what == "differences"
-    folder = stages.folder(config, "mode 1") if differences else seeds.source(config, what).folder
+    source = None if differences else seeds.source(config, what)
+    folder = source.folder if source else stages.folder(config, "mode 1")
     about = about_run(config, "differences" if differences else "seeds", folder) | list_of(config, ids)
     if differences:
         runs.need_all([store_path(folder, image_id) for image_id in ids], stages.command(config, "mode 1"))
         stored = ((image_id, read_fields(store_path(folder, image_id), DIFFERENCES)) for image_id in ids)
         parts = ((f"maps/{image_id}.safetensors", archive.packed_arrays(fields)) for image_id, fields in stored)
     else:
-        seeds.need(config, seeds.source(config, what), ids)
+        if source.stage:  # CAMs too, of which seeds.need wants a background
+            runs.need_all([folder / f"{i}{source.ending}" for i in ids], stages.command(config, source.stage))
+        else:
+            seeds.need(config, source, ids)
         about |= {"source": what.partition(":")[0], "miou": miou_of(folder, config, ids)}
         parts = seed_parts(folder, ids)
     count = archive.write_archive(target, about, parts)
