@@ -17,7 +17,7 @@ from evaluation import expected
 from evaluation.expected import AFTER, MASK, Expected
 from evaluation.masks import evaluate
 from settings import crf
-from settings.config import Config, from_stored, preset, settings_of, with_recipe
+from settings.config import Config, from_stored, preset, settings_of, with_network, with_recipe
 
 EVALUATIONS = {"mode 3": "mask", "recurseed evaluate": "mask"}
 # What may differ between runs whose figures are compared: where they ran, and the batch, which is that of one process.
@@ -29,12 +29,12 @@ class Known:
     """What a run is held against.
 
     Attributes:
-        settings: of each stage, as a config.json holds them.
+        settings: of each stage, by Entry.key, as a config.json holds them.
         figures: that are known.
         lists: how many images a list may have, by name.
     """
 
-    settings: dict[str, dict]
+    settings: dict[tuple[str, str, str], dict]
     figures: tuple[Expected, ...]
     lists: dict[str, tuple[int, ...]]
 
@@ -50,7 +50,17 @@ class Entry:
 
     @property
     def title(self) -> str:
-        return stages.STAGES[self.stage].title + (f", on {self.source}" if self.source else "")
+        on = f", {self.network} on {self.source}" if self.source else ""
+        return stages.STAGES[self.stage].title + on
+
+    @property
+    def network(self) -> str:
+        """That learned from fixed seeds."""
+        return str(self.stored.get("network", "resnet38")) if self.source else "resnet38"
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.stage, self.source, self.network
 
 
 @dataclass(frozen=True)
@@ -146,23 +156,24 @@ def _source(stage: str, stored: dict) -> str:
 
 def _chain(config: Config, entries: list[Entry]) -> tuple[list[Entry], list[str]]:
     """The entries in the order in which they were made, and what is missing of the systems that the run has begun."""
-    found = {(entry.stage, entry.source): entry for entry in entries}
-    begun = {stage for stage, _ in found}
-    wanted: list[tuple[str, str]] = []
+    found = {entry.key: entry for entry in entries}
+    begun = {entry.stage for entry in entries if not entry.source}
+    wanted: list[tuple[str, str, str]] = []
     for system in (stages.PSA + stages.SSDD, stages.ICD, stages.RECURSEED):
         if begun & set(system):
-            wanted += [(stage, "") for stage in system]
+            wanted += [(stage, "", "resnet38") for stage in system]
     if config.superpixels:  # of others
         wanted = [key for key in wanted if key[0] != "make_superpixels"]
-    fixed = dict.fromkeys(source for _, source in found if source)
-    wanted += [(stage, source) for source in fixed for stage in ("mode 4", "mode 3")]
+    fixed = dict.fromkeys(key[1:] for key in found if key[1])
+    wanted += [(stage, *key) for key in fixed for stage in ("mode 4", "mode 3")]
     wanted += [key for key in found if key not in wanted]
     chain, missing = [], []
-    for stage, source in wanted:
-        if (stage, source) in found and not missing:
-            chain.append(found[stage, source])
-        elif (stage, source) not in found:
-            own = replace(config, seed_source=source)
+    for key in wanted:
+        if key in found and not missing:
+            chain.append(found[key])
+        elif key not in found:
+            stage, source, network = key
+            own = replace(with_network(config, network) if source else config, seed_source=source)
             missing.append(f"{stages.folder(own, stage)} is missing: make it with `{stages.command(own, stage)}`")
     return chain, missing
 
@@ -199,10 +210,11 @@ def published(run: Run) -> Known:
                 f"--{name}={getattr(reference, name)}: they are of another network; name a run of yours with --against"
             )
     figures = [e for e in expected.FIGURES if e.data == run.data and e.recipe in ("", run.config.recipe)]
-    plain = json.loads(json.dumps(asdict(reference)))
-    settings = {
-        name: plain | {"epochs": plain["epochs"] or plain.get(stage.epochs)} for name, stage in stages.STAGES.items()
-    }
+    settings = {}
+    for entry in run.entries:
+        plain = json.loads(json.dumps(asdict(with_network(reference, entry.network))))
+        epochs = plain["epochs"] or plain.get(stages.STAGES[entry.stage].epochs)
+        settings[entry.key] = plain | {"epochs": epochs}
     return Known(settings, tuple(figures), expected.LISTS[run.data])
 
 
@@ -215,15 +227,15 @@ def measured(references: list[Run]) -> Known:
         for entry in run.entries:
             for row in measure(run, entry, ()):
                 if row.here is not None:
-                    figures.setdefault((entry.stage, row.what, row.split, entry.source), []).append(row.here)
+                    figures.setdefault((entry.stage, row.what, row.split, *entry.key[1:]), []).append(row.here)
     first = references[0]
     source = "measured in " + ", ".join(str(run.out) for run in references)
     data = first.data or expected.DEMO
     found = [
-        Expected(data, stage, what, tuple(values), source, split, on=on)
-        for (stage, what, split, on), values in figures.items()
+        Expected(data, stage, what, tuple(values), source, split, on=on, network=network)
+        for (stage, what, split, on, network), values in figures.items()
     ]
-    return Known({entry.stage: entry.stored for entry in first.entries}, tuple(found), {})
+    return Known({entry.key: entry.stored for entry in first.entries}, tuple(found), {})
 
 
 def measure(run: Run, entry: Entry, figures: tuple[Expected, ...]) -> list[Row]:
@@ -238,8 +250,7 @@ def measure(run: Run, entry: Entry, figures: tuple[Expected, ...]) -> list[Row]:
     rows = []
     for number, (what, folder) in enumerate(folders.items()):
         row = Row(entry.stage, entry.title, what)
-        network = str(entry.stored.get("network", "resnet38"))
-        about = (entry.stage, what, entry.source, network)
+        about = (entry.stage, what, *entry.key[1:])
         row.expected = [e for e in figures if (e.stage, e.what, e.on, e.network) == about]
         row.split = (
             str(entry.stored.get("split", "val")) if entry.stage in EVALUATIONS else seeds_split(run, row.expected)
@@ -281,7 +292,7 @@ def _fill(run: Run, row: Row, folder: Path) -> None:
 
 def differing(entry: Entry, known: Known) -> dict[str, tuple]:
     """Settings that the stage's results depend on and that differ: {name: (here, there)}; FREE ones aside."""
-    there = known.settings.get(entry.stage, {})
+    there = known.settings.get(entry.key, {})
     return {
         name: (entry.stored[name], there[name])
         for name in settings_of(entry.stage)

@@ -91,6 +91,8 @@ def maker_of(entry: Entry) -> str:
     """The stage whose weights an entry starts from; "" if it starts from none."""
     if entry.stage == "mode 3" and entry.source:
         return "mode 4"
+    if entry.network != "resnet38":  # from ImageNet
+        return ""
     inputs = stages.STAGES[entry.stage].inputs
     return next((name for name in inputs if stages.STAGES[name].epochs), "")
 
@@ -98,8 +100,8 @@ def maker_of(entry: Entry) -> str:
 def check_weights(run: Run, entry: Entry) -> Iterator[Finding]:
     """Whether weights were loaded, are those that the next stages read, and are of this training."""
     given = {name: value for name, value in entry.stored.get("made_from", {}).items() if name.endswith(".pth")}
-    by_key = {(e.stage, e.source): e for e in run.entries}
-    maker = by_key.get((maker_of(entry), entry.source)) or by_key.get((maker_of(entry), ""))
+    by_key = {e.key: e for e in run.entries}
+    maker = by_key.get((maker_of(entry), *entry.key[1:])) or by_key.get((maker_of(entry), "", "resnet38"))
     start = stages.STAGES[entry.stage].command
     if run.data != expected.DEMO and not given and entry.stage in ("train_cls", "train_icd", "recurseed train"):
         yield Finding(
@@ -114,7 +116,7 @@ def check_weights(run: Run, entry: Entry) -> Iterator[Finding]:
                     "weights", f"it started from another {name} than {maker.title} left", f"python {start} --fresh"
                 )
     for reader in run.entries:
-        if maker_of(reader) != entry.stage or (entry.source and reader.source != entry.source):
+        if maker_of(reader) != entry.stage or (entry.source and reader.key[1:] != entry.key[1:]):
             continue
         for name, path in weights_of(entry).items():
             noted = reader.stored.get("made_from", {}).get(name)
@@ -151,7 +153,7 @@ def check_crf(run: Run, entry: Entry, known: Known) -> Iterator[Finding]:
     if entry.stage not in crf.STAGES:
         return
     iterations, fields = crf.STAGES[entry.stage]
-    should = crf.used_by(entry.stage, known.settings.get(entry.stage, {}))
+    should = crf.used_by(entry.stage, known.settings.get(entry.key, {}))
     name = should["setting"].split(",")[0] if should else "own"
     command = f"python {stages.STAGES[entry.stage].command} --fresh" + (
         f" --crf_setting={name}" if name != "own" else ""

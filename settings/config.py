@@ -1,7 +1,7 @@
 """Every setting of every program: one flat Config, composed of the systems' settings.
 
-A program's Config is: preset (`voc` or `demo`) → recipe (`paper` or `released`) → --crf_setting's values → the flags
-given, by name.
+A program's Config is: preset (`voc` or `demo`) → recipe (`paper` or `released`) → the values of --network → those
+of --crf_setting → the flags given, by name.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from settings.common import CELL, Backbone, DenseCrf, Machine, Run
 from settings.crf import values_of
+from settings.final import Final, values_for
 from settings.icd import Icd
 from settings.psa import Psa
 from settings.recurseed import DEMO as RECURSEED_DEMO
@@ -22,14 +23,14 @@ from settings.ssdd import Differences, Evaluation, Ssdd
 GROUPS = {
     "common": (Run, Machine, Backbone, DenseCrf),
     "psa": (Psa,),
-    "ssdd": (Ssdd, Differences, Evaluation),
+    "ssdd": (Ssdd, Differences, Evaluation, Final),
     "icd": (Icd,),
     "recurseed": (RecurSeed,),
 }
 
 
 @dataclass(frozen=True)
-class Config(RecurSeed, Icd, Evaluation, Differences, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
+class Config(RecurSeed, Icd, Final, Evaluation, Differences, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
     """All settings; a run is a function of them, the data and the seed."""
 
     def stage(self, epochs: int) -> "Config":
@@ -142,6 +143,11 @@ def with_recipe(config: Config, recipe: str) -> Config:
         seed_bias=0.1,
         seed_bg=0.1,
     )
+
+
+def with_network(config: Config, name: str) -> Config:
+    """The settings that are published for a final network."""
+    return replace(config, network=name, **values_for(name, config.preset))
 
 
 def with_crf(config: Config, name: str) -> Config:

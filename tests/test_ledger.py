@@ -169,14 +169,11 @@ def test_figures_name_stages_sources_and_crfs_that_exist():
 @pytest.mark.parametrize("recipe", ["paper", "released"])
 def test_published_figures_of_a_run(data, recipe, tmp_path):
     config = replace(Config(), recipe=recipe)
-    run = ledger.Run(tmp_path, "ssdd", tmp_path, data, config, (), ())
-    known = ledger.published(run)
-    settings, figures = known.settings, known.figures
-    assert known.lists["train"]
-    assert (
-        {e.data for e in figures} == {data}
-        and settings["mode 2"]["epochs"] == 41
-        and settings["mode 0"]["epochs"] == 16
-    )
-    own = [e.figures for e in figures if e.stage == "mode 3" and not e.on and e.judged]
+    entries = [ledger.Entry(stage, tmp_path, {}) for stage in ("mode 0", "mode 2")]
+    entries += [ledger.Entry("mode 4", tmp_path, {"network": "deeplabv3plus"}, "truth")]
+    known = ledger.published(ledger.Run(tmp_path, "ssdd", tmp_path, data, config, tuple(entries), ()))
+    assert {e.data for e in known.figures} == {data} and known.lists["train"]
+    here = [known.settings[entry.key] for entry in entries]
+    assert [s["epochs"] for s in here] == [16, 41, 45] and [s["lr"] for s in here] == [1e-3, 1e-3, 7e-3]
+    own = [e.figures for e in known.figures if e.stage == "mode 3" and not e.on and e.judged]
     assert own == {expected.VOC: [(64.9,) if recipe == "paper" else (65.4,)], expected.COCO: []}[data]

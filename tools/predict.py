@@ -36,6 +36,7 @@ from models.crf import dense_crf
 from models.inference import multiscale_probabilities, resize
 from models.ssdd.segmentation import SegmentationNetwork
 from modes.recurseed import networks as recurseed
+from modes.ssdd.networks import final_network
 from settings.config import check
 from settings.flags import Parser
 
@@ -80,6 +81,8 @@ class Predictor:
         self.crf, self.device = crf, distributed.start(device)
         if self.system == "recurseed":
             network = recurseed.build(config, len(self.classes))
+        elif config.network != "resnet38":
+            network = final_network(config, len(self.classes))
         else:
             network = SegmentationNetwork(
                 len(self.classes), config.width, config.head_dilation, False, config.dropout, config.backbone_dilation
@@ -120,6 +123,8 @@ class Predictor:
             return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         # The softmax of a sum of probabilities, as in mode 3, so that masks are the same.
         maps = torch.softmax(resize(self._summed(image), size), dim=1)[0].numpy()
+        if self.config.network != "resnet38":
+            maps = self.maps(image)
         if self.crf:
             maps = dense_crf(_shrunk(image, size), maps, self.config.crf_eval, crf_kernel(self.config))
         mask = maps.argmax(axis=0).astype(np.uint8)

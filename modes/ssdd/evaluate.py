@@ -25,7 +25,7 @@ from engine.workers import crf_kernel
 from models.crf import CrfKernel, dense_crf
 from models.inference import multiscale_probabilities, resize
 from modes.scores import report
-from modes.ssdd.networks import build, network_input
+from modes.ssdd.networks import network_input, network_to_evaluate
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
 
@@ -58,7 +58,7 @@ def run(config: Config) -> None:
     trained, classes = checkpoint.load_description(weights)[1], class_names(config.voc_root)
     if trained != classes:
         raise InputError(f"{weights} knows other classes ({' '.join(trained)}) than {config.voc_root} has")
-    network, _ = build(config, dynamic=False)
+    network = network_to_evaluate(config)
     checkpoint.load_into(network, weights, unused=("seg_sub.",))
     network.to(device, memory_format=layout).eval()
     runs.claim(config, STAGE, [weights])
@@ -77,7 +77,9 @@ def run(config: Config) -> None:
             for image_id, maps in zip(batch["id"], summed.cpu().numpy(), strict=True):
                 outputs = [kind / f"{image_id}.png" for kind in kinds.values()]
                 photo = image_path(config.voc_root, image_id)
-                left.write(image_id, write_masks, photo, maps, outputs, config.crf_eval, crf_kernel(config))
+                own = maps if config.network == "resnet38" else maps / (2 * len(config.eval_scales))
+                flat = config.network == "resnet38"
+                left.write(image_id, write_masks, photo, own, outputs, config.crf_eval, crf_kernel(config), flat)
     if distributed.rank() == 0:
         report(config, STAGE, ids, kinds)
         if config.submit:
@@ -87,16 +89,21 @@ def run(config: Config) -> None:
         print(f"next: python -m tools.predict PICTURES --weights {weights} --out masks")
 
 
-def write_masks(photo: Path, summed: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel) -> None:
+def write_masks(
+    photo: Path, summed: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel, flat: bool = True
+) -> None:
     """Write the mask of one image without and with CRF, at the image's own size.
 
     Args:
         photo: file of the image.
-        summed: C×s×s, the sum of softmaxes over scales and mirrors.
+        summed: C×s×s, the sum of softmaxes over scales and mirrors; their mean where not `flat`.
+        flat: give the CRF the softmax of that sum, as SSDD does; otherwise the mean itself, as DeepLab does.
     """
     image = open_image(photo)
     # The softmax of a sum of probabilities is flat; the published evaluation feeds just that to the CRF.
     probabilities = torch.softmax(resize(torch.from_numpy(summed)[None], image.shape[:2]), dim=1)[0].numpy()
+    if not flat:
+        probabilities = resize(torch.from_numpy(summed)[None], image.shape[:2])[0].numpy()
     refined = dense_crf(image, probabilities, iterations, kernel)
     for path, maps in zip(outputs, (probabilities, refined), strict=True):
         write_mask(path, maps.argmax(axis=0).astype(np.uint8))
