@@ -105,7 +105,7 @@ def started(config: Config) -> tuple[nn.Module, list[Path]]:
 
 
 def learns_batchnorm(config: Config) -> bool:
-    """DeepLabv3+ does, as published; DeepLab-v2 only from scratch; ResNet-38 never, as it starts from the classifier."""
+    """DeepLabv3+ does, as published; DeepLab-v2 from scratch alone; ResNet-38, which the classifier starts, never."""
     return config.network == "deeplabv3plus" or (config.network == "deeplabv2" and not config.weights)
 
 
