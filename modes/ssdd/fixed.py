@@ -105,8 +105,8 @@ def started(config: Config) -> tuple[nn.Module, list[Path]]:
 
 
 def learns_batchnorm(config: Config) -> bool:
-    """DeepLabv3+ does, as published; DeepLab-v2 from scratch alone; ResNet-38, which the classifier starts, never."""
-    return config.network == "deeplabv3plus" or (config.network == "deeplabv2" and not config.weights)
+    """DeepLabv3+ does, as published; others from scratch alone; ResNet-38, which the classifier starts, never."""
+    return config.network == "deeplabv3plus" or (config.network != "resnet38" and not config.weights)
 
 
 def optimiser_of(config: Config, network: nn.Module) -> torch.optim.SGD:
