@@ -45,12 +45,12 @@ class Entry:
 
     stage: str
     folder: Path  # its first one
-    stored: dict  # its config.json
+    stored: dict  # its config.json; empty for files that others made
     source: str = ""  # the fixed seeds of modes 4 and 3
 
     @property
     def title(self) -> str:
-        on = f", {self.network} on {self.source}" if self.source else ""
+        on = f", {self.network} on {self.source}" if self.source else "" if self.stored else ", imported"
         return stages.STAGES[self.stage].title + on
 
     @property
@@ -167,6 +167,11 @@ def _chain(config: Config, entries: list[Entry]) -> tuple[list[Entry], list[str]
     fixed = dict.fromkeys(key[1:] for key in found if key[1])
     wanted += [(stage, *key) for key in fixed for stage in ("mode 4", "mode 3")]
     wanted += [key for key in found if key not in wanted]
+    # Label files and weights of others have no config.json, and need no stages before them.
+    folders = {key: stages.folder(config, key[0]) for key in wanted if key not in found and not key[1]}
+    found |= {key: Entry(key[0], path, {}) for key, path in folders.items() if path.is_dir() and any(path.iterdir())}
+    if not getattr(found.get(("make_aff_labels", "", "resnet38")), "stored", True):
+        wanted = [key for key in wanted if key in found or key[0] not in ("make_cam_labels", "train_aff")]
     chain, missing = [], []
     for key in wanted:
         if key in found and not missing:

@@ -103,6 +103,8 @@ def check_weights(run: Run, entry: Entry) -> Iterator[Finding]:
     by_key = {e.key: e for e in run.entries}
     maker = by_key.get((maker_of(entry), *entry.key[1:])) or by_key.get((maker_of(entry), "", "resnet38"))
     start = stages.STAGES[entry.stage].command
+    if not entry.stored:
+        return
     if run.data != expected.DEMO and not given and entry.stage in ("train_cls", "train_icd", "recurseed train"):
         yield Finding(
             "weights", "it learned from scratch: no ImageNet weights were given", f"python {start} --weights FILE"
@@ -110,7 +112,7 @@ def check_weights(run: Run, entry: Entry) -> Iterator[Finding]:
     if maker:
         left = weights_of(maker)
         for name, noted in given.items():
-            readers = [e.stored["made_from"].get(name) for e in run.entries if maker_of(e) == maker.stage]
+            readers = [e.stored.get("made_from", {}).get(name) for e in run.entries if maker_of(e) == maker.stage]
             if name not in left or (_digest(left[name]) != noted and _digest(left[name]) in readers):
                 yield Finding(
                     "weights", f"it started from another {name} than {maker.title} left", f"python {start} --fresh"
@@ -120,7 +122,7 @@ def check_weights(run: Run, entry: Entry) -> Iterator[Finding]:
             continue
         for name, path in weights_of(entry).items():
             noted = reader.stored.get("made_from", {}).get(name)
-            others = [e.stored["made_from"].get(name) for e in run.entries if maker_of(e) == entry.stage]
+            others = [e.stored.get("made_from", {}).get(name) for e in run.entries if maker_of(e) == entry.stage]
             if noted and _digest(path) not in others:
                 yield Finding(
                     "weights", f"{path} was changed after {reader.title} had read it", f"python {start} --fresh"

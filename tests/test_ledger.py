@@ -71,6 +71,19 @@ def test_a_list_changed_after_the_run_is_named_at_the_first_stage(own_run, finis
     assert status == 1 and len(verdicts) == 1 and verdicts[0].startswith("classifier") and "was changed after" in cause
 
 
+def test_imported_labels_need_no_stages_before_them(own_run, finished_run, capsys):
+    results = Path(own_run.out) / "prepare_labels" / "results"
+    for name in ("aff", "out_cam", "out_la_crf", "out_ha_crf"):
+        shutil.rmtree(results / name)
+    for name in ("out_aff", "out_aff_crf"):
+        (results / name / "config.json").unlink()
+    status, verdicts, _ = told(own_run, finished_run, capsys)
+    assert status == 0 and "PSA, imported: as expected" in verdicts and not any("Affinity" in v for v in verdicts)
+    shutil.rmtree(results / "out_aff")
+    flags = [own_run.out, "--voc-root", own_run.voc_root, "--against", str(finished_run)]
+    assert "out_cam is missing: make it with" in refused(program.main, flags, capsys)
+
+
 def test_another_crf_is_named_where_it_was_used(own_run, finished_run, capsys):
     make_aff_labels.main([*as_flags(replace(own_run, crf_sxy=5.0)), "--fresh"])
     status, verdicts, cause = told(own_run, finished_run, capsys)
