@@ -19,7 +19,7 @@ from evaluation.masks import evaluate
 from settings import crf
 from settings.config import Config, from_stored, preset, settings_of, with_network, with_recipe
 
-EVALUATIONS = {"mode 3": "mask", "recurseed evaluate": "mask"}
+EVALUATIONS = ("mode 3", "recurseed evaluate")  # write masks without and with CRF
 # What may differ between runs whose figures are compared: where they ran, and the batch, which is that of one process.
 FREE = ("seed", "precision", "bn", "cls_batch", "aff_batch", "icd_batch", "recurseed_batch", "seed_source")
 
@@ -249,9 +249,8 @@ def measure(run: Run, entry: Entry, figures: tuple[Expected, ...]) -> list[Row]:
     folders: dict[str, Path] = {}
     if entry.stage in EVALUATIONS:
         folders = {MASK: entry.folder / "mask", AFTER: entry.folder / "crf"}
-    for number, seeds in enumerate(stages.STAGES[entry.stage].seeds):
+    for seeds in stages.STAGES[entry.stage].seeds:
         folders[seeds.name] = run.out / stages.filled(seeds.folder, run.modelid)
-        used = used if number == 0 or len(stages.STAGES[entry.stage].seeds) > 1 else None
     rows = []
     for number, (what, folder) in enumerate(folders.items()):
         row = Row(entry.stage, entry.title, what)
