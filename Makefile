@@ -5,13 +5,12 @@ BIN := .venv/bin
 OUT ?= demo
 SEED ?= 0
 # The small network gains more from a second process than from a second thread. On a GPU: DEVICE=cuda PROCESSES=1
-# Batches are those of all processes together; only the classifier's BatchNorm, which learns, sees each process's part.
+# Batches are those of all processes together; the classifier's BatchNorm, which learns, sees each process's part.
 DEVICE ?= cpu
 PROCESSES ?= 2
 # Versions that were tried together. CONSTRAINTS= takes the newest that requirements.txt allows.
 CONSTRAINTS ?= constraints.txt
-FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED) --device $(DEVICE) \
-  --bn $(shell expr 4 / $(PROCESSES)) --cls_batch $(shell expr 8 / $(PROCESSES)) --aff_batch $(shell expr 8 / $(PROCESSES))
+FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED) --device $(DEVICE)
 PARALLEL := OMP_NUM_THREADS=$(shell expr '(' $$(nproc) + $(PROCESSES) - 1 ')' / $(PROCESSES)) \
   $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES)
 
@@ -50,22 +49,21 @@ demo: .venv/installed
 	@echo; $(BIN)/python -m script.make_pages $(FLAGS)
 
 # ICD on the data of `make demo`; OUT and SEED as there. Figures beside those of CAM and PSA, where these are there.
-ICD := $(FLAGS) --icd_batch $(shell expr 16 / $(PROCESSES))
 demo-icd: .venv/installed
 	$(BIN)/python -m datasets.demo $(OUT)/VOC2012
-	$(PARALLEL) -m prepare_labels.make_superpixels $(ICD)
-	$(PARALLEL) -m prepare_labels.train_icd $(ICD)
-	$(PARALLEL) -m prepare_labels.make_icd_labels $(ICD)
+	$(PARALLEL) -m prepare_labels.make_superpixels $(FLAGS)
+	$(PARALLEL) -m prepare_labels.train_icd $(FLAGS)
+	$(PARALLEL) -m prepare_labels.make_icd_labels $(FLAGS)
 	@echo; echo "Seeds, made from image-level labels only, on the training images; 255 (unknown) counts as wrong:"
 	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train --out $(OUT) ICD=icd ICD+CRF=icd_crf \
 	  $(if $(wildcard $(OUT)/prepare_labels/results/out_aff_crf),CAM=cam PSA=psa PSA+CRF=psa_crf) \
 	  --json $(OUT)/seeds_icd.json
-	@echo; $(BIN)/python -m script.make_pages $(ICD)
+	@echo; $(BIN)/python -m script.make_pages $(FLAGS)
 
 # RecurSeed on the same images; each process mixes the images of its own batch.
 demo-recurseed: .venv/installed
 	$(BIN)/python -m datasets.demo $(OUT)/VOC2012
-	$(PARALLEL) main_recurseed.py --mode=all $(FLAGS) --recurseed_batch $(shell expr 8 / $(PROCESSES))
+	$(PARALLEL) main_recurseed.py --mode=all $(FLAGS)
 	@echo; echo "RecurSeed's seeds, made from image-level labels only, on the training images:"
 	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train --out $(OUT) \
 	  RecurSeed=recurseed RecurSeed+CRF=recurseed_crf --json $(OUT)/seeds_recurseed.json
@@ -79,7 +77,7 @@ study: .venv/installed
 	$(BIN)/python -m datasets.demo demo/VOC2012
 	$(BIN)/python -m tools.study --preset demo --device cpu --out study
 
-# The long form of tests/test_campaign.py: 200 runs killed, 20,000 damaged files; about five minutes.
+# The long form of tests/test_campaign.py: runs killed, files damaged, data exchanged; about twenty minutes.
 campaign: .venv/installed
 	$(BIN)/python -m tests.campaign
 

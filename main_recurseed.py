@@ -10,9 +10,9 @@
 
 One GPU or the CPU as above; four GPUs of one machine, and two machines of four each:
 
-    torchrun --nproc_per_node=4 main_recurseed.py --mode=train --recurseed_batch=4
+    torchrun --nproc_per_node=4 main_recurseed.py --mode=train
     torchrun --nnodes=2 --nproc_per_node=4 --rdzv_backend=c10d --rdzv_endpoint=FIRST_MACHINE:29500 \\
-        main_recurseed.py --mode=train --recurseed_batch=2
+        main_recurseed.py --mode=train
 
 What other programs make of its seeds: `--seed_source=recurseed` in mode 4 of main_ssdd.py, `--knowledge=recurseed
 --advice=recurseed_crf` in its modes 0, 1 and 2. What is published and what is ours: docs/recurseed.md.

@@ -11,6 +11,7 @@ themselves are in `datasets.demo_objects`.
 
 import json
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,8 @@ from PIL import Image
 
 from datasets.demo_objects import BODY, OBJECTS, Shape, Sketch
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
-from datasets.voc import CLASSES, IGNORE, image_path, mask_path, write_mask
+from datasets.files import atomic_write, read_bytes
+from datasets.voc import CLASSES, IGNORE, LARGEST_LIST, image_path, mask_path, write_mask
 from settings.flags import Parser
 
 VERSION = 8  # raise it when the drawing changes, here or in demo_objects, so that sets made before are made anew
@@ -55,6 +56,8 @@ PATTERNS = {
     "stripes": (0.02, 0, 0.02, 0, 0.21, 0),
     "patches": (0.02, 0, 0.02, 0, 0, 0.19),
 }
+
+FADING, CONTRAST, FADE, SOFT = 0.25, 150, (0.35, 1.6, 0.85), (0.9, 0.4)
 
 Box = tuple[int, int, int, int]
 
@@ -247,12 +250,12 @@ def _add(rng: Generator, canvas: Canvas, thing: Thing, coat: tuple[list[int], st
     behind = canvas.image.copy()
     around = cv2.resize(behind, None, fx=1 / 24, fy=1 / 24, interpolation=cv2.INTER_AREA)
     around = cv2.resize(around, canvas.size[::-1], interpolation=cv2.INTER_CUBIC)
-    weak = rng.random() < 0.25
+    weak = rng.random() < FADING
     usual, pattern = coat
     order = sorted(rng.permutation(len(POOL)).tolist(), key=lambda k: k not in usual)
     colours = [_vary(rng, POOL[k]) for k in order]
     local = around[_coverage([shape for shape in thing.shapes if shape.colour == BODY], matrix, canvas.size)].mean(0)
-    colour = next(c for c in colours if weak or np.abs(c - local).sum() > 150)
+    colour = next(c for c in colours if weak or np.abs(c - local).sum() > CONTRAST)
     around += rng.normal(0, 6, 3).astype(np.float32)
     around *= canvas.texture((slice(None), slice(None)), (1, 1, 1), pattern)
     own = canvas.paint(thing.shapes, matrix, (colour, pattern))
@@ -261,12 +264,12 @@ def _add(rng: Generator, canvas: Canvas, thing: Thing, coat: tuple[list[int], st
         angle = rng.uniform(0, 2 * np.pi)
         along = np.cos(angle) * (x - x.mean()) / np.ptp(x) + np.sin(angle) * (y - y.mean()) / np.ptp(y)
         fade = np.zeros_like(solid)
-        fade[y, x] = np.clip(0.35 + 1.6 * along, 0, 0.85) * own[y, x]
+        fade[y, x] = np.clip(FADE[0] + FADE[1] * along, 0, FADE[2]) * own[y, x]
         canvas.image += (around - canvas.image) * fade[..., None]
     relief = cv2.GaussianBlur(solid, (0, 0), 4 * SCALE)
     slope = cv2.Sobel(relief, -1, 0, 1, ksize=5) + rng.uniform(-0.9, 0.9) * cv2.Sobel(relief, -1, 1, 0, ksize=5)
     canvas.image *= (1 + np.clip(0.12 * slope, -0.13, 0.13))[..., None]
-    alpha = cv2.GaussianBlur(solid, (0, 0), SCALE * (0.9 if weak else 0.4))[..., None]
+    alpha = cv2.GaussianBlur(solid, (0, 0), SCALE * (SOFT[0] if weak else SOFT[1]))[..., None]
     canvas.image = behind + (canvas.image - behind) * alpha
     return cv2.resize(solid, thing.mask.shape[::-1], interpolation=cv2.INTER_AREA) >= 0.5
 
@@ -369,7 +372,7 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
     Raises:
         InputError: the folder holds other photographs (their lists would be lost), or cannot be written to.
     """
-    root = Path(root)
+    root = Path(os.path.realpath(root))
     if train < 1 or val < 0 or seed < 0:
         raise InputError("the demo needs a --train of 1 or more, a --val and a --seed of 0 or more")
     if root.exists() and not root.is_dir():
@@ -382,8 +385,9 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
     marker, record = root / "demo.json", json.dumps({"version": VERSION, "train": train, "val": val, "seed": seed})
     if marker.exists() and marker.read_text() == record and all(path.exists() for path in [*wanted, *lists.values()]):
         return
-    if any("demo_" not in path.name for path in root.glob("JPEGImages/*")):
-        raise InputError(f"{root} holds photographs that are not the demo's; name an empty folder")
+    listed = [line for path in lists.values() if path.exists() for line in read_bytes(path, LARGEST_LIST).split()]
+    if any("demo_" not in path.name for path in root.glob("JPEGImages/*")) or any(b"demo_" not in i for i in listed):
+        raise InputError(f"{root} holds or lists photographs that are not the demo's; name an empty folder")
     marker.unlink(missing_ok=True)
     for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml"), ("SegmentationClass", "png")):
         for path in root.glob(f"{folder}/*demo_[0-9][0-9][0-9][0-9][0-9][0-9].{suffix}"):
@@ -405,13 +409,13 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
 
 
 @program
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("out", help="folder that the data set is written to")
     parser.add_argument("--train", type=int, default=400, help="number of training images")
     parser.add_argument("--val", type=int, default=120, help="number of validation images")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other images")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     make_demo(arguments.out, arguments.train, arguments.val, arguments.seed)
 
 

@@ -48,7 +48,7 @@ def program(main: Callable[..., None]) -> Callable[..., None]:
         except MemoryError:
             fail(InputError("memory ran out; what is done is kept. Smaller pictures, batches or --workers take less"))
         except OSError as error:
-            if error.errno not in _MACHINE_FAULTS:
+            if error.errno not in _MACHINE_FAULTS and error.filename is None:
                 raise
             where = error.filename or f"a file that {_writer(error)} was writing or reading"
             fail(InputError(f"{where}: {error.strerror}; what is done is kept"))

@@ -72,8 +72,11 @@ def read_bytes(path: str | Path, most: int) -> bytes:
 def refuse_overwrite(written: Iterable[str | Path], read: Iterable[str | Path]) -> None:
     """Refuse, before a program begins, that it writes over what it reads, under whatever name or link.
 
+    Args:
+        written, read: files, or folders that are filled and read.
+
     Raises:
-        InputError: one of the files to be written is one of those that are read.
+        InputError: one of those to be written is one of those that are read.
     """
     # That a link goes elsewhere does not help: the link itself would be replaced.
     originals = {identity for path in read for identity in _identities(path)}
@@ -83,10 +86,12 @@ def refuse_overwrite(written: Iterable[str | Path], read: Iterable[str | Path]) 
 
 
 def _identities(path: str | Path) -> set[tuple[int, int]]:
+    folder, name = os.path.split(path)
     found = set()
-    for follow in (True, False):
+    # Folders that are still to be made are no hindrance: new/../a is a.
+    for real in (os.path.realpath(path), os.path.join(os.path.realpath(folder), name)):
         with suppress(OSError):
-            status = os.stat(path, follow_symlinks=follow)
+            status = os.lstat(real)
             found.add((status.st_dev, status.st_ino))
     return found
 

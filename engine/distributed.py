@@ -22,16 +22,21 @@ LOST = "another process of this run was lost; what is done is kept: give the sam
 _talk: dist.ProcessGroup | None = None
 
 
-def start(device: str) -> torch.device:
+def start(device: str, batch: tuple[str, int] | None = None) -> torch.device:
     """Join the other processes if torchrun started several, and return this process's device.
 
     Args:
         device: auto, cpu, cuda or cuda:N; with several processes each takes the GPU of its local rank.
+        batch: of a program that trains, the flag for the images a step and their number, which all processes share.
 
     Raises:
-        InputError: the device cannot be used here.
+        InputError: the device cannot be used here, or the batch cannot be dealt out evenly.
     """
     several = _started_several()
+    together = int(os.environ["WORLD_SIZE"]) if several else 1
+    if batch and batch[1] % together:
+        flag, images = batch
+        raise InputError(f"{flag}={images}: {together} processes share these images; give a multiple of {together}")
     if len(tempfile.gettempdir()) > LONGEST_TMPDIR:
         raise InputError(f"TMPDIR={tempfile.gettempdir()}: at most {LONGEST_TMPDIR} characters, as sockets go there")
     if device == "auto":
@@ -49,6 +54,9 @@ def start(device: str) -> torch.device:
         torch.cuda.set_device(chosen)
         # torch's default computes float32 convolutions in TensorFloat-32, which keeps 10 bits of the mantissa.
         torch.backends.cudnn.allow_tf32 = False
+        # In training all inputs are of one size, for which it pays to try every kernel once.
+        torch.backends.cudnn.benchmark = batch is not None
+        torch.cuda.reset_peak_memory_stats(chosen)
     if several and not dist.is_initialized():
         backend, own = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
         try:
@@ -58,7 +66,8 @@ def start(device: str) -> torch.device:
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"the processes cannot be joined ({reason}); start them with torchrun") from None
-        threading.Thread(target=_leave_when_alone, args=(os.getppid(),), daemon=True).start()
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # else the parent may be a shell, which may leave
+            threading.Thread(target=_leave_when_alone, args=(os.getppid(),), daemon=True).start()
     return chosen
 
 
@@ -141,6 +150,11 @@ def faults(batch_flag: str, batch: int) -> Iterator[None]:
         raise
 
 
+def share(batch: int) -> int:
+    """This process's part of a batch of all processes together."""
+    return batch // processes()
+
+
 def shard(items: Sequence) -> Sequence:
     """This process's part of a list; the parts of all processes are disjoint and complete."""
     return items[rank() :: processes()]
@@ -152,7 +166,21 @@ def data_parallel(step: nn.Module, device: torch.device) -> nn.Module:
         return step
     # A 1×1 convolution's gradient has ambiguous strides; copying it costs nothing that one would notice.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return DistributedDataParallel(step, device_ids=[device] if device.type == "cuda" else None)
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is too new for most
+    # No buffer that matters differs: BatchNorm is frozen or learns each process's own, and the first one's are saved.
+    return DistributedDataParallel(
+        step,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def compute_deterministically() -> None:
+    """Take kernels that repeat themselves to the bit; torch names what has none, say reflection padding."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -109,7 +109,13 @@ class Journal:
 
 
 def note_columns(
-    folder: Path, rows: dict[str, dict[str, str]], masks: list[str], ids: list[str], about: str, scale: str
+    folder: Path,
+    rows: dict[str, dict[str, str]],
+    masks: list[str],
+    ids: list[str],
+    about: str,
+    scale: str,
+    more: dict | None = None,
 ) -> None:
     """Say, for the pages, which pictures a run logs: COLUMNS in its folder.
 
@@ -121,8 +127,9 @@ def note_columns(
         ids: the logged images.
         about: the pictures, for people.
         scale: what those in the colours of a scale show.
+        more: what else the page of this stage needs.
     """
-    content = {"rows": rows, "masks": masks, "ids": ids, "about": about, "scale": scale}
+    content = {"rows": rows, "masks": masks, "ids": ids, "about": about, "scale": scale} | (more or {})
     with atomic_write(folder / COLUMNS) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -20,8 +20,8 @@ from settings import crf
 from settings.config import Config, from_stored, preset, settings_of, with_network, with_recipe
 
 EVALUATIONS = ("mode 3", "recurseed evaluate")  # write masks without and with CRF
-# What may differ between runs whose figures are compared: where they ran, and the batch, which is that of one process.
-FREE = ("seed", "precision", "bn", "cls_batch", "aff_batch", "icd_batch", "recurseed_batch", "seed_source")
+# What may differ between runs whose figures are compared.
+FREE = ("seed", "precision", "seed_source")
 
 
 @dataclass(frozen=True)

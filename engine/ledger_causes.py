@@ -47,7 +47,7 @@ PRECISION = (
 def batch(which: str, total: int) -> tuple[str, str, str]:
     return (
         "batch",
-        f"the batch: published are {total} images in total, but --{which} counts those of one process",
+        f"the batch: {total} images in total, as --{which} counts them; other programs count those of one GPU",
         f"grep {which} {{folder}}/config.json",
     )
 

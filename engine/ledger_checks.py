@@ -19,6 +19,7 @@ from evaluation.masks import masks_of
 from settings import crf
 from settings.config import Config, settings_of
 
+BATCHES = ("bn", "cls_batch", "aff_batch", "icd_batch", "recurseed_batch")
 LOOKED_AT = 12  # images, where all would take long
 PAIRS = {"make_aff_labels": "PSA", "make_icd_labels": "ICD", "recurseed labels": "RecurSeed"}
 
@@ -93,6 +94,8 @@ def maker_of(entry: Entry) -> str:
         return "mode 4"
     if entry.network != "resnet38":  # from ImageNet
         return ""
+    if entry.stage == "mode 2" and entry.stored.get("dynamic_start") == "static":
+        return "mode 0"
     inputs = stages.STAGES[entry.stage].inputs
     return next((name for name in inputs if stages.STAGES[name].epochs), "")
 
@@ -214,10 +217,14 @@ def check_boundary(run: Run, entry: Entry) -> Iterator[Finding]:
 
 
 def check_settings(entry: Entry, known: Known) -> Iterator[Finding]:
-    """Whether the settings that are not the CRF's are those of the figures."""
+    """Whether the batch, and the settings that are not the CRF's, are those of the figures."""
     fields = (crf.STAGES[entry.stage][0], *crf.STAGES[entry.stage][1]) if entry.stage in crf.STAGES else ()
     other = {name: pair for name, pair in differing(entry, known).items() if name not in fields}
-    if other:
-        listed = ", ".join(f"{name} {here} instead of {there}" for name, (here, there) in other.items())
-        command = f"python {stages.STAGES[entry.stage].command} --help"
-        yield Finding("settings", f"other settings than those of the figures: {listed}", command)
+    for cause, wrong in (
+        ("batch", {name: pair for name, pair in other.items() if name in BATCHES}),
+        ("settings", {name: pair for name, pair in other.items() if name not in BATCHES}),
+    ):
+        if wrong:
+            listed = ", ".join(f"{name} {here} instead of {there}" for name, (here, there) in wrong.items())
+            words = "images a step, all processes together" if cause == "batch" else "other settings than the figures'"
+            yield Finding(cause, f"{words}: {listed}", f"python {stages.STAGES[entry.stage].command} --help")

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 
+import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -111,4 +112,5 @@ def to_device(batch: dict, device: torch.device) -> dict:
 
 
 def _start_worker(_number: int) -> None:
+    cv2.setNumThreads(0)  # the other cores have workers of their own
     outlive_interruption()

@@ -1,25 +1,25 @@
 """Locks on the folders of stages: one run fills a folder, any number read it, never both at once.
 
 A folder's lock lies beside it and is held until the process ends, however it ends. Of fcntl's two kinds it is the one
-that belongs to the process: loader workers that outlive it keep nothing.
+that belongs to the process: loader workers that outlive it keep nothing. Who fills a folder holds a byte of the lock,
+each process of a run its own, so that the run counts as alive as long as one of them is; who reads it shares all bytes.
 """
 
 import fcntl
 import os
 import platform
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn
 
 from datasets.errors import InputError
 
-# The first byte belongs to who fills the folder, or reads it; the second to every process of the run that fills it, so
-# that the run counts as alive as long as one of them is.
-_OWNER, _MEMBERS = 0, 1
-_held: dict[Path, tuple[TextIO, bool]] = {}  # the open file of each lock, and whether it is that of a writer
+# The descriptor of each lock, and whether it is that of a writer. Python's own files would be closed, and the locks
+# lost, some time before the process ends.
+_held: dict[Path, tuple[int, bool]] = {}
 
 
 def lock_for_writing(folder: Path) -> None:
-    """Keep other runs out of a folder until this process ends.
+    """Keep other runs out of a folder until this process, the first of its run, ends.
 
     Raises:
         InputError: another process fills or reads it, or the lock cannot be written.
@@ -27,24 +27,23 @@ def lock_for_writing(folder: Path) -> None:
     path = _path(folder)
     if path in _held and _held[path][1]:
         return
-    file = _held[path][0] if path in _held else _open(path)
+    file = _held[path][0] if path in _held else _open(path, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 2, _OWNER)
-        fcntl.lockf(file, fcntl.LOCK_SH, 1, _MEMBERS)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        _refuse(file, path, error, f"{folder} is in use by another run")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
+        _refuse(file, path, error, folder)
+    fcntl.lockf(file, fcntl.LOCK_UN, 0, 1)
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"process {os.getpid()} on {platform.node()}".encode(), 0)
     _held[path] = file, True
 
 
-def join(folder: Path) -> None:
-    """What the other processes of the run that fills a folder hold."""
+def join(folder: Path, number: int) -> None:
+    """What the other processes of the run that fills a folder hold; number: of the process, from 1."""
     path = _path(folder)
     if path not in _held:
-        file = _open(path)
-        fcntl.lockf(file, fcntl.LOCK_SH, 1, _MEMBERS)
+        file = _open(path, os.O_RDWR | os.O_CREAT)
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
         _held[path] = file, True
 
 
@@ -55,33 +54,39 @@ def lock_for_reading(folder: Path) -> None:
         InputError: another process is filling it.
     """
     path = _path(folder)
-    if path in _held or not os.access(path.parent, os.W_OK):
+    writable = os.access(path if path.exists() else path.parent, os.W_OK)
+    if path in _held or not (writable or path.exists()):
         return
-    file = _open(path)
+    file = _open(path, os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY)
     try:
-        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, _OWNER)
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        _refuse(file, path, error, f"{folder} is being filled by another run")
+        _refuse(file, path, error, folder)
     _held[path] = file, False
 
 
 def _path(folder: Path) -> Path:
-    return folder.absolute().with_name(f".{folder.name}.lock")
+    """Beside the folder itself, under whatever link or name it is known."""
+    folder = Path(os.path.realpath(folder))
+    return folder.with_name(f".{folder.name}.lock")
 
 
-def _open(path: Path) -> TextIO:
+def _open(path: Path, flags: int) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a+", encoding="utf-8")
+        return os.open(path, flags, 0o666)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+        raise InputError(f"the lock {path} cannot be opened: {error.strerror}") from None
 
 
-def _refuse(file: TextIO, path: Path, error: OSError, what: str) -> None:
+def _refuse(file: int, path: Path, error: OSError, folder: Path) -> NoReturn:
     if not isinstance(error, BlockingIOError | PermissionError):
         raise InputError(f"{path} cannot be locked ({error.strerror}): give an --out that can be") from None
-    file.seek(0)
-    owner = file.read(100).strip() or "unknown"
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        what = "being read by another run"
+    except OSError:
+        what = f"in use by another run ({os.pread(file, 100, 0).decode(errors='replace').strip() or 'unknown'})"
     if path not in _held:
-        file.close()
-    raise InputError(f"{what} ({owner}): wait for it, or give another --out or --modelid") from None
+        os.close(file)
+    raise InputError(f"{folder} is {what}: wait for it, or give another --out or --modelid") from None

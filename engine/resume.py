@@ -83,7 +83,7 @@ def read_state(
         ]
         totals = {str(name): float(total) for name, total in state["totals"].items()}
         at = Standing(int(state["epoch"]), int(state["step"]), totals, recent)
-        if at.step and int(state["steps"]) != steps:
+        if int(state["steps"]) != steps:
             raise ValueError(f"its epochs have {int(state['steps'])} steps, here {steps}: start as many processes")
         if not 0 <= at.epoch <= epochs or not 0 <= at.step <= steps or len(at.recent) > steps:
             raise ValueError(f"epoch {at.epoch}, step {at.step}")

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -33,13 +34,14 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
 
     Raises:
         InputError: the folder's Config differs, another run works in it or fills an input, or inputs are of another
-            preset, recipe or width.
+            preset, recipe or width, or lie in the folder.
     """
     if distributed.rank() == 0:
         _claim(folder, config, stage, made_from)
     distributed.barrier()
     if distributed.rank():
-        locks.join(folder)
+        locks.join(folder, distributed.rank())
+        _check_inputs(config, made_from)
 
 
 def claim(config: Config, stage: str, made_from: list[Path]) -> None:
@@ -58,7 +60,10 @@ def stage_folder(path: Path) -> Path | None:
 
 
 def _check_inputs(config: Config, made_from: list[Path]) -> None:
-    """Refuse what stages of another preset, recipe or width left; what --weights names is the user's own choice."""
+    """Hold what other stages left, and refuse it if they had another preset, recipe or width.
+
+    What --weights names is the user's own choice, and has been read already.
+    """
     for path in made_from:
         folder = stage_folder(path)
         if folder is None or str(path) == config.weights:
@@ -81,6 +86,9 @@ def refuse_others(folder: Path, stored: dict, config: Config, same: tuple[str, .
 
 
 def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
+    for path in made_from:
+        if path.is_dir() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+            raise InputError(f"{path} is read here and would be written over: name another folder to read")
     locks.lock_for_writing(folder)
     _check_inputs(config, made_from)
     split = config.split if stage == "mode 3" else config.train_split
@@ -280,7 +288,7 @@ def last_checkpoint(config: Config, stage: str, network: str, epoch: int = 0) ->
         raise InputError(f"{path} is no Config of a training run; move {folder} aside")
     at_last = stages.checkpoint_path(folder, network, last)
     if epoch and not stages.checkpoint_path(folder, network, epoch).exists() and at_last.exists():
-        raise InputError(f"{folder} has no checkpoint of epoch {epoch} but the last, {last}: try --static-checkpoint=0")
+        raise InputError(f"{folder} has no checkpoint of epoch {epoch} but the last, {last}: --static_checkpoint=0")
     return need(stages.checkpoint_path(folder, network, epoch or last), command)
 
 

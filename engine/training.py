@@ -37,7 +37,7 @@ class Training:
         folder: receives state.pth after every epoch and every `checkpoint_every` minutes, history.jsonl, tensorboard/.
         networks: what the state keeps, by name: networks in training, and averages of them.
         rate: learning rate at a fractional epoch; each parameter group multiplies it by its `factor`.
-        batch: samples a process and step, set by the flag `batch_flag`.
+        batch: samples a step of all processes together, set by the flag `batch_flag`.
         losses: (batch, fractional epoch) → losses, whose sum is minimised, and other figures to log.
         after_epoch: called by every process with the number of complete epochs and, on the first process, the history,
             before the state is written.
@@ -69,7 +69,9 @@ def train(run: Training, config: Config, device: torch.device) -> None:
             a process was lost.
         Stopped: by SIGTERM or SIGINT; the state is written.
     """
-    order = EpochOrder(len(run.samples), run.batch, config.seed, run.drop_rest)
+    if config.deterministic and device.type == "cuda":
+        distributed.compute_deterministically()
+    order = EpochOrder(len(run.samples), distributed.share(run.batch), config.seed, run.drop_rest)
     at = last_state(run, config.epochs, order.steps, device)
     batches = Batches(config, run.samples, order, device)
     journal = Journal(run.title, run.folder, at, order, config.epochs)
@@ -142,10 +144,14 @@ def stop_if_asked(signal_number: int, run: Training, config: Config, at: Standin
         raise Stopped(f"{run.title}: stopped by {name} {where}; give {again} to go on", 128 + signal_number)
 
 
-def cosine_rate(base: float, epochs: int) -> Callable[[float], float]:
-    """lr(e) = base·½(cos(π·e/R) + 1), e the fractional epoch, R = int(1.2·epochs) (released program)."""
+def cosine_rate(base: float, epochs: int, warmup: float = 0) -> Callable[[float], float]:
+    """lr(e) = base·½(cos(π·e/R) + 1), e the fractional epoch, R = int(1.2·epochs) (released program).
+
+    Args:
+        warmup: epochs over which a factor rises from 0 to 1 (ours).
+    """
     period = int(1.2 * epochs)
-    return lambda epoch: base * (math.cos(math.pi * epoch / period) + 1) / 2
+    return lambda epoch: base * min(1, epoch / warmup if warmup else 1) * (math.cos(math.pi * epoch / period) + 1) / 2
 
 
 def poly_rate(base: float, epochs: int, power: float) -> Callable[[float], float]:

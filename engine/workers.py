@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 
+import cv2
 import torch
 
 from models.crf import CrfKernel
@@ -71,6 +72,7 @@ class Workers:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)
     outlive_interruption()
     # A killed caller cannot tell its workers to leave.
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()

@@ -50,7 +50,8 @@ def run(config: Config) -> None:
     classes = len(class_names(config.voc_root))
     network = IcdNetwork(classes - 1, config.icd_width, config.icd_batchnorm)
     checkpoint.fill(network, checkpoint.load_vgg(weights), weights)
-    runs.claim(config, stage, [weights, *runs.training_data(config)])
+    saliency = [Path(config.saliency)] if config.saliency else []
+    runs.claim(config, stage, [weights, *saliency, *runs.training_data(config)])
     network.to(device, memory_format=distributed.memory_format(device, config.icd_width)).eval()
 
     def is_done(image_id: str) -> bool:

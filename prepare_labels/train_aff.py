@@ -28,7 +28,7 @@ NEW = ("f8_", "f9.")
 
 def run(config: Config) -> None:
     config = config.stage(config.aff_epochs)
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, ("--aff_batch", config.aff_batch))
     layout = distributed.memory_format(device, config.width)
     ids = runs.image_ids(config, config.train_split)
     weights = runs.start_weights(config, "train_cls")
@@ -66,7 +66,7 @@ def run(config: Config) -> None:
         rate=poly_rate(config.aff_lr, config.epochs, config.label_power),
         samples=AffinityLabelSamples(config.voc_root, ids, low, high, config.crop),
         batch=config.aff_batch,
-        batch_flag="--aff-batch",
+        batch_flag="--aff_batch",
         losses=losses,
         after_epoch=after_epoch,
         refresh=partial(refresh_now_and_then, config, "labels"),

@@ -30,7 +30,7 @@ STAGE = "train_cls"
 
 def run(config: Config) -> None:
     config = config.stage(config.cls_epochs)
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, ("--cls_batch", config.cls_batch))
     layout = distributed.memory_format(device, config.width)
     ids = runs.image_ids(config, config.train_split)
     path = stages.label_network(config, STAGE)
@@ -73,7 +73,7 @@ def run(config: Config) -> None:
         rate=poly_rate(config.cls_lr, config.epochs, config.label_power),
         samples=ImageLabelSamples(config.voc_root, ids, config.cls_side, config.crop),
         batch=config.cls_batch,
-        batch_flag="--cls-batch",
+        batch_flag="--cls_batch",
         losses=losses,
         after_epoch=after_epoch,
         refresh=partial(refresh_now_and_then, config, "labels"),

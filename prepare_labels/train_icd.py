@@ -2,7 +2,7 @@
 
     python -m prepare_labels.train_icd --weights vgg16_20M.pth
     python -m prepare_labels.train_icd --weights vgg16_20M.pth --superpixels THEIRS      # the authors' files
-    torchrun --nproc_per_node=2 -m prepare_labels.train_icd --weights vgg16_20M.pth --icd_batch=16
+    torchrun --nproc_per_node=2 -m prepare_labels.train_icd --weights vgg16_20M.pth
 
 --weights: vgg16_20M (through tools.convert_weights), from which all starts that the published network does;
 torchvision's vgg16, for the convolutions alone; or none, then everything learns from scratch, for which
@@ -40,7 +40,7 @@ DRAWN = ("fc6.", "fc7.", "fc8.", "feat_bn.", "icd_", "fc6_ft.", "fc7_ft.", "conv
 
 def run(config: Config) -> None:
     config = config.stage(config.icd_epochs)
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, ("--icd_batch", config.icd_batch))
     layout = distributed.memory_format(device, config.icd_width)
     ids = runs.image_ids(config, config.train_split)
     superpixels = superpixel_folder(config, ids)
@@ -58,8 +58,7 @@ def run(config: Config) -> None:
         return
     step = IcdStep(network, config.superpixel_most + 1).to(device, memory_format=layout).train()
     parallel = distributed.data_parallel(step, device)
-    global_batch = config.icd_batch * distributed.processes()
-    steps, slow_start = len(ids) // global_batch, warm_up_steps(len(ids), global_batch)
+    steps, slow_start = len(ids) // config.icd_batch, warm_up_steps(len(ids), config.icd_batch)
 
     def losses(batch: dict, epoch: float) -> Losses:
         x = subtract_mean(batch["image"]).contiguous(memory_format=layout)
@@ -86,7 +85,7 @@ def run(config: Config) -> None:
             config.voc_root, ids, superpixels, config.icd_crop, config.icd_scales, config.superpixel_most
         ),
         batch=config.icd_batch,
-        batch_flag="--icd-batch",
+        batch_flag="--icd_batch",
         losses=losses,
         after_epoch=after_epoch,
         refresh=partial(refresh_now_and_then, config, "labels"),
@@ -119,12 +118,9 @@ def check_labels_and_batch(config: Config, ids: list[str]) -> None:
     Raises:
         InputError: a step takes more images than there are, or an annotation cannot be read.
     """
-    images = config.icd_batch * distributed.processes()
+    images = config.icd_batch
     if images > len(ids):
-        raise InputError(
-            f"--icd_batch={config.icd_batch}: a step takes {images} images on all devices together, "
-            f"{config.train_split} lists {len(ids)}; give a smaller one"
-        )
+        raise InputError(f"--icd_batch={images}: {config.train_split} lists {len(ids)} images; give a smaller one")
     if distributed.rank() != 0:
         return
     present = np.stack([read_present(config.voc_root, image_id, difficult=False)[1:] for image_id in ids])
@@ -137,7 +133,7 @@ def check_labels_and_batch(config: Config, ids: list[str]) -> None:
         )
     if images < FEW:
         warn(
-            f"a step takes {images} images on all devices together; BatchNorm and the class means need {FEW} or more "
+            f"a step takes {images} images; BatchNorm and the class means need {FEW} or more "
             "(with 4 instead of 32 about 50 instead of 60 mIoU): give a larger --icd_batch"
         )
 

@@ -54,6 +54,7 @@ class Machine:
 
     device: str = setting("auto", MACHINE, 20, NONE, "auto, cpu, cuda or cuda:N")
     precision: str = setting("auto", RUN, PRECISIONS, NONE, "auto: bfloat16 where the device computes in it")
+    deterministic: bool = setting(False, MACHINE, SWITCH, NONE, "CUDA: training repeats itself, where torch can")
     compile: bool = setting(False, MACHINE, SWITCH, NONE, "the backbone of modes 0 to 4; the first step takes minutes")
     workers: int = setting(
         4, MACHINE, (0, 1024), NONE, "processes that load data, and that run CRFs; at most the cores"

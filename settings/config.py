@@ -17,20 +17,20 @@ from settings.icd import Icd
 from settings.psa import Psa
 from settings.recurseed import DEMO as RECURSEED_DEMO
 from settings.recurseed import RecurSeed, check_recurseed
-from settings.ssdd import Differences, Evaluation, Ssdd
+from settings.ssdd import Differences, Evaluation, Keeping, Ssdd
 
 # The settings of each system, as `--help` groups them; those of "common" belong to every program.
 GROUPS = {
     "common": (Run, Machine, Backbone, DenseCrf),
     "psa": (Psa,),
-    "ssdd": (Ssdd, Differences, Evaluation, Final),
+    "ssdd": (Ssdd, Keeping, Differences, Evaluation, Final),
     "icd": (Icd,),
     "recurseed": (RecurSeed,),
 }
 
 
 @dataclass(frozen=True)
-class Config(RecurSeed, Icd, Final, Evaluation, Differences, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
+class Config(RecurSeed, Icd, Final, Evaluation, Differences, Keeping, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
     """All settings; a run is a function of them, the data and the seed."""
 
     def stage(self, epochs: int) -> "Config":
@@ -139,7 +139,7 @@ def with_recipe(config: Config, recipe: str) -> Config:
         precompute_augmented=True,
         move_maps=False,
         seed_target="ssdd2",
-        static_checkpoint=10 if config.preset == "voc" else 0,
+        static_checkpoint=11 if config.preset == "voc" else 0,
         seed_bias=0.1,
         seed_bg=0.1,
     )

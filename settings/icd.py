@@ -42,9 +42,7 @@ class Icd:
         513, RUN, (17, 4096), (*SUPERPIXELS, *MAKE, *SALIENT), "pixels, square that images are padded to (program)"
     )
     icd_epochs: int = setting(20, RUN, COUNT, NONE, "the rest of an epoch, less than a batch, is dropped (program)")
-    icd_batch: int = setting(
-        32, RUN, COUNT, TRAIN, "images a step and device; of all devices together 32 (program), at least 16 (ours)"
-    )
+    icd_batch: int = setting(32, RUN, COUNT, TRAIN, "images a step (program); at least 16 (ours)")
     icd_lr: float = setting(1e-3, RUN, RATE, TRAIN, "fc8 and conv_ft 10 times this (program)")
     icd_power: float = setting(0.9, RUN, (1e-3, 1e3), TRAIN, "of the poly schedule, constant in an epoch (program)")
     icd_momentum: float = setting(0.9, RUN, (0, 0.9999), TRAIN, "with the rate inside its buffer (program)")

@@ -16,11 +16,11 @@ class Psa:
 
     cls_side: tuple[int, int] = setting((256, 512), RUN, (8, 8192), CLS, "pixels, random long side, classifier (PSA)")
     cls_epochs: int = setting(15, RUN, COUNT, NONE, "classifier (PSA)")
-    cls_batch: int = setting(16, RUN, COUNT, CLS, "classifier, images a device (PSA)")
+    cls_batch: int = setting(16, RUN, COUNT, CLS, "classifier, images a step (PSA)")
     cls_lr: float = setting(0.1, RUN, RATE, CLS, "classifier; fc8 10 times this (PSA)")
     cls_optimiser: str = setting("sgd", RUN, OPTIMISERS, CLS, "classifier; sgd (PSA), adamw from scratch (ours)")
     aff_epochs: int = setting(8, RUN, COUNT, NONE, "AffinityNet (PSA)")
-    aff_batch: int = setting(8, RUN, COUNT, AFF, "AffinityNet, images a device (PSA)")
+    aff_batch: int = setting(8, RUN, COUNT, AFF, "AffinityNet, images a step (PSA)")
     aff_lr: float = setting(0.1, RUN, RATE, AFF, "AffinityNet; new layers 10 times this (PSA)")
     label_weight_decay: float = setting(5e-4, RUN, (0, 10), LABEL_TRAINING, "classifier and AffinityNet (PSA)")
     label_power: float = setting(0.9, RUN, POWER, LABEL_TRAINING, "of the poly schedule of both (PSA)")

@@ -19,7 +19,7 @@ class RecurSeed:
     """RecurSeed and CertainMix (Jo, Yu and Kim)"""
 
     recurseed_epochs: int = setting(100, RUN, COUNT, NONE, "training (later)")
-    recurseed_batch: int = setting(16, RUN, COUNT, TRAIN, "images a step and device (later)")
+    recurseed_batch: int = setting(16, RUN, COUNT, TRAIN, "images a step (later)")
     recurseed_lr: float = setting(1e-3, RUN, RATE, TRAIN, "backbone; new layers 10 times this (later)")
     recurseed_momentum: float = setting(0.9, RUN, (0, 0.9999), TRAIN, "of SGD (later)")
     recurseed_weight_decay: float = setting(4e-5, RUN, (0, 10), TRAIN, "(later) of weights; biases have none (ours)")

@@ -9,6 +9,8 @@ STATIC_SIDE, DYNAMIC, EVALUATION = ("mode 0", "mode 4"), ("mode 2",), ("mode 3",
 MAKE, SEEDS = ("mode 1",), ("mode 1", "mode 2")
 ON_FIXED = ("mode 3", "mode 4")
 SIDE, TERM = (8, 8192), (-10, 10)
+STARTS = ("classifier", "static")
+PARTS = ("both", "maps", "flags", "knowledge", "advice")
 CRFS = ("pydensecrf", "exact")
 
 
@@ -21,7 +23,7 @@ class Ssdd:
     seed_source: str = setting(
         "", STAGE, TEXT, ON_FIXED, "that mode 4 learns from, and mode 3 evaluates; empty: mode 2"
     )
-    bn: int = setting(2, RUN, COUNT, TRAINING, "images a step and device, modes 0, 2 and 4 (program)")
+    bn: int = setting(2, RUN, COUNT, TRAINING, "images a step, modes 0, 2 and 4; 2 a GPU (program)")
     static_side: tuple[int, int] = setting(
         (448, 512), RUN, SIDE, STATIC_SIDE, "pixels before the crop, modes 0, 4 (program)"
     )
@@ -34,8 +36,18 @@ class Ssdd:
     alpha: float = setting(0.5, RUN, (0, 1), DYNAMIC, "weight of the seeds in seg_sub's loss (paper)")
     bias: float = setting(0.4, RUN, TERM, DYNAMIC, "of the integration in modes 0 and 2 (paper)")
     bg: float = setting(0.0, RUN, TERM, DYNAMIC, "background term of that integration (paper)")
+    integration: str = setting("both", RUN, PARTS, SEEDS, "what chooses: difference maps and flags (paper), or less")
     crf: str = setting("pydensecrf", RUN, CRFS, DYNAMIC, "of mode 2: pydensecrf (program), exact on the device (ours)")
     crf_train: int = setting(3, RUN, (1, 1000), DYNAMIC, "iterations in the training step (program)")
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """mode 2, so that it loses no class (ours, off; docs/reproduction.md)"""
+
+    dynamic_start: str = setting("classifier", RUN, STARTS, DYNAMIC, "network to start from: as published, or mode 0's")
+    seed_epochs: float = setting(0.0, RUN, (0, 1e6), DYNAMIC, "epochs in which the seed teaches in place of the result")
+    warmup_epochs: float = setting(0.0, RUN, (0, 1e6), DYNAMIC, "epochs in which the learning rate rises from 0")
 
 
 @dataclass(frozen=True)
@@ -43,13 +55,13 @@ class Differences:
     """where paper and released program differ (docs/reproduction.md)"""
 
     bias_favours: str = setting("advice", RUN, ("advice", "knowledge"), SEEDS, "1: as paper and program, or as poster")
-    flag_rule: str = setting("lost", RUN, ("lost", "kept"), SEEDS, "2: ratio < 0.5, or > 0.5 as the poster prints it")
+    flag_rule: str = setting("lost", RUN, ("lost", "poster"), SEEDS, "2: of labelled classes, or of background too")
     swap_maps: bool = setting(False, RUN, SWITCH, DYNAMIC, "3: mode 2 reads d_K as d_A and the reverse")
     precompute_augmented: bool = setting(False, RUN, SWITCH, MAKE, "4: mode 1 flips and jitters while storing")
     move_maps: bool = setting(True, RUN, SWITCH, DYNAMIC, "5: mode 2 flips and crops stored maps with image and seeds")
     seed_target: str = setting("ssdd1", RUN, ("ssdd1", "ssdd2"), DYNAMIC, "6: what d(m_ssdd1) is compared with")
     momentum: float = setting(0.0, RUN, (0, 0.9999), TRAINING, "7: the released program's 0.9 never acts")
-    static_checkpoint: int = setting(0, RUN, (0, 1_000_000), NONE, "8: epoch of mode 0 that mode 1 uses; 0 = the last")
+    static_checkpoint: int = setting(0, RUN, (0, 1_000_000), NONE, "8: epochs of mode 0 that mode 1 takes; 0: all")
     seed_bias: float = setting(0.4, RUN, TERM, SEEDS, "9: of the integration that makes m_ssdd0")
     seed_bg: float = setting(0.0, RUN, TERM, SEEDS, "9: background term of that integration")
 

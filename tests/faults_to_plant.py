@@ -10,6 +10,7 @@ _TRAINING, _RESUME = "tests/test_training.py::test_", "tests/test_resume.py::tes
 _CONFIG, _METRICS = "tests/test_config.py::test_", "tests/test_metrics.py::test_"
 
 MODE_0 = f"{_MODES}mode_0_trains_as_the_reference"
+MODE_2_STARTS = f"{_MODES}mode_2_starts_from_mode_0_with_both_heads_and_lets_the_seed_teach_first"
 MODE_0_KEEPS = f"{_MODES}mode_0_keeps_every_second_checkpoint_and_the_last"
 MODE_0_SHOWS = f"{_MODES}pictures_of_mode_0_are_what_its_network_makes_of_whole_images"
 MODE_1 = f"{_MODES}mode_1_stores_what_the_reference_predicts"
@@ -57,11 +58,13 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("no momentum of the backbone", "(heads, 10.0)], config.momentum", "(heads, 10.0)], 0.0", MODE_0),
         ("backbone does not start from the classifier", 'checkpoint.load_into(segmentation.encoder, weights, unused=("fc8.",))', "checkpoint.load_state(weights)", MODE_0),
         ("DD-Net saved as the network", '("seg", step.segmentation)', '("seg", step.ddnet)', MODE_0),
-        ("checkpoints an epoch late", "if distributed.rank() == 0 and (epoch %", "if distributed.rank() == 0 and ((epoch + 1) %", MODE_0_KEEPS),
-        ("last checkpoint not kept", " or epoch == config.epochs", "", MODE_0_KEEPS),
-        ("cosine an epoch longer", "cosine_rate(config.lr, config.epochs)", "cosine_rate(config.lr, config.epochs + 1)", MODE_2),
+        ("checkpoints an epoch late", "return epoch % config.checkpoint_epochs", "return (epoch + 1) % config.checkpoint_epochs", MODE_0_KEEPS),
+        ("last checkpoint not kept", "(config.static_checkpoint, config.epochs)", "(config.static_checkpoint,)", MODE_0_KEEPS),
+        ("checkpoint of mode 1 not kept", "(config.static_checkpoint, config.epochs)", "(config.epochs,)", f"{_MODES}mode_0_keeps_the_checkpoint_that_mode_1_takes"),
+        ("cosine an epoch longer", "cosine_rate(config.lr, config.epochs, ", "cosine_rate(config.lr, config.epochs + 1, ", MODE_2),
         ("evaluation's batch size", "batch=config.bn,", "batch=config.eval_batch,", MODE_0),
         ("pictures drawn while dropout acts", "        step.eval()\n", "", MODE_0_SHOWS),
+        ("integration always whole", 'config.flag_rule == "poster", config.integration)', 'config.flag_rule == "poster", "both")', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
         ("bias favours knowledge", 'sign = 1 if config.bias_favours == "advice"', 'sign = 1 if config.bias_favours == "knowledge"', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
         ("seeds with the bias of mode 2", "_integration(config, config.seed_bias, config.seed_bg)", "_integration(config, config.bias, config.bg)", MODE_1),
     ],
@@ -102,7 +105,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "modes/ssdd/dynamic.py": [
         ("maps no part of what it was made from", "differences.folder, *runs", "*runs", MADE_FROM),
         ("precision ignored", "config.precision", '"float32"', PRECISION),
-        ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0)', 'batch["small"], batch["knowledge"])', MODE_2),
+        ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0, seed', 'batch["small"], batch["knowledge"], seed', MODE_2),
         ("CRF on other images", 'batch["small"], m', 'batch["small"].flip(2), m', MODE_2),
         ("m_ssdd0 with the bias of mode 2", "seed_integration(config)).refined", "integration(config)).refined", MODE_2),
         ("modules with the bias of m_ssdd0", "ddnet, integration(config), config.alpha", "ddnet, seed_integration(config), config.alpha", MODE_2),
@@ -111,6 +114,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("stored maps swapped", '(batch["d_k"], batch["d_a"])', '(batch["d_a"], batch["d_k"])', MODE_2),
         ("iterations of the labels' CRF", "config.crf_train", "config.crf_labels", MODE_2),
         ("CRF kernel of the preset", "kernel=crf_kernel(config)", "kernel=crf_kernel(type(config)())", MODE_2),
+        ("the seed teaches too long", "epoch < config.seed_epochs", "epoch <= config.epochs", MODE_2_STARTS),
+        ("second head fresh", "state | heads", "state", MODE_2_STARTS),
         ("alpha the wrong way round", "config.alpha,", "1 - config.alpha,", MODE_2),
         ("seed_target ignored", "config.seed_target,", '"ssdd1",', MODE_2),
         ("sides of mode 0", "config.dynamic_side", "config.static_side", MODE_2),
@@ -118,7 +123,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("initial weights not seeded", "torch.manual_seed(config.seed)", "pass", MODE_2),
         ("DD loss left out", '"loss_dd": result.loss_dd}', '"loss_dd": result.loss_dd.detach()}', MODE_2),
         ("maps of another stage", 'StoredDifferences(stages.folder(config, "mode 1"),', 'StoredDifferences(stages.folder(config, "mode 0"),', MODE_2),
-        ("the first module's knowledge shown as the seed", "MODULES, seed=2)", "MODULES, seed=1)", MODE_2),
+        ("the first module's knowledge shown as the seed", "MODULES, 2, ", "MODULES, 1, ", MODE_2),
     ],
     "modes/scores.py": [
         ("figures of one folder for both", "kind: evaluate(folder,", 'kind: evaluate(kinds["mask"],', "tests/test_pipeline.py::test_result_file_holds_the_miou_of_the_masks_on_disk"),
@@ -137,7 +142,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("images with one of two masks are done", "return all((kind /", "return any((kind /", AGAIN),
         ("--weights ignored", "    if config.weights:\n", "    if False:\n", MODE_3),
         ("scales drawn from another image", "cv2.resize(read_image(self.root, self.ids[index])", "cv2.resize(read_image(self.root, self.ids[index - 1])", MODE_3),
-        ("mode 4's network not found", '"mode 4" if config.seed_source else "mode 2"', '"mode 2"', NEXT),
+        ("mode 4's network not found", '"mode 4" if config.seed_source else "mode 2"', '"mode 2"', "tests/test_fixed.py::test_mode_3_before_mode_4_names_the_command"),
     ],
     "modes/ssdd/fixed.py": [
         ("seeds no part of what it was made from", 'samples.seeds["seed"], *runs', "*runs", MADE_FROM),
@@ -155,7 +160,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("half of the K/A loss", "(2 * loss_crf + loss_seed) / 4", "(loss_crf + loss_seed) / 4", MODE_2),
         ("both modules see seg_main", "enumerate((main_features, sub_features))", "enumerate((main_features, main_features))", MODE_2),
         ("second advice is the CRF", "seed, first.refined, present", "seed, m_crf1, present", MODE_2),
-        ("seed and refined swapped", "seed, second.refined, self.alpha", "second.refined, seed, self.alpha", MODE_2),
+        ("seed and refined swapped", "seed, teacher, self.alpha", "teacher, seed, self.alpha", MODE_2),
         ("m_sub is seg_main's", "m_sub = masked_prediction(sub,", "m_sub = masked_prediction(main,", MODE_2),
     ],
     "models/ssdd/difference.py": [
@@ -228,9 +233,11 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("pages told of no masks", '"masks": masks,', '"masks": [],', MODE_0_SHOWS),
     ],
     "engine/locks.py": [
-        ("two runs in one folder", "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 2, _OWNER)", "pass", "tests/test_faults.py::test_second_run_in_a_folder_is_refused_until_the_first_is_dead"),
+        ("two runs in one folder", "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "tests/test_locks.py::test_second_run_in_a_folder_is_refused_until_the_first_is_dead"),
+        ("other processes of a run hold nothing", "fcntl.lockf(file, fcntl.LOCK_EX, 1, number)", "pass", "tests/test_locks.py::test_a_run_counts_as_alive_as_long_as_one_of_its_processes"),
     ],
     "engine/runs.py": [
+        ("inputs not held", "        locks.lock_for_reading(folder)\n", "", "tests/test_locks.py::test_what_a_run_reads_is_not_made_anew_meanwhile"),
         ("inputs no part of the identity", '(*settings_of(stage), "made_from")', "settings_of(stage)", f"{_CONFIG}folder_made_from_other_weights_is_refused"),
         ("folders without identity", 'return str(read_config(path / "config.json").get("identity", ""))', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("identity of all settings", '[:16]\n    own["stage"]', '[:16] + str(config.workers)\n    own["stage"]', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
@@ -278,7 +285,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("first blocks trained", "    freeze_first_blocks(network)\n", "", AFFINITY),
         ("BatchNorm trained", "train_with_frozen_batchnorm(network)", "network.train()", AFFINITY),
         ("rate of the classifier", "config.aff_lr", "config.cls_lr", AFFINITY),
-        ("batch of the classifier", "config.aff_batch", "config.cls_batch", AFFINITY),
+        ("batch of the classifier", "batch=config.aff_batch", "batch=config.cls_batch", AFFINITY),
         ("cosine", "poly_rate(config.aff_lr, config.epochs, config.label_power)", "lambda e: config.aff_lr", AFFINITY),
         ("momentum", "groups(network, NEW), 0,", "groups(network, NEW), 0.9,", AFFINITY),
     ],
@@ -351,7 +358,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "settings/config.py": [
         ("released does not swap", "swap_maps=True,", "swap_maps=False,", RELEASED),
         ("released with the paper's bias", "seed_bias=0.1,", "seed_bias=0.4,", RELEASED),
-        ("released with the first checkpoint", "static_checkpoint=10 if", "static_checkpoint=11 if", RELEASED),
+        ("released with the first checkpoint", "static_checkpoint=11 if", "static_checkpoint=10 if", RELEASED),
         ("--epochs loses", "self if self.epochs else", "self if not epochs else", f"{_CONFIG}stage_takes_its_own_epochs_unless_told"),
     ],
     "settings/flags.py": [

@@ -117,7 +117,7 @@ def test_released_recipe_changes_differences_3_to_9_only():
         "precompute_augmented": True,
         "move_maps": False,
         "seed_target": "ssdd2",
-        "static_checkpoint": 10,
+        "static_checkpoint": 11,
         "seed_bias": 0.1,
         "seed_bg": 0.1,
     }
@@ -241,11 +241,11 @@ def test_as_flags_is_the_inverse_of_parsing(tiny_config):
 
 def test_favouring_knowledge_turns_the_bias_around():
     config = replace(voc(), bias=0.3, bg=0.2, seed_bias=0.1, seed_bg=0.05)
-    assert integration(config) == (0.3, 0.2, False)
-    assert seed_integration(config) == (0.1, 0.05, False)
-    config = replace(config, bias_favours="knowledge", flag_rule="kept")
-    assert integration(config) == (-0.3, 0.2, True)
-    assert seed_integration(config) == (-0.1, 0.05, True)
+    assert integration(config) == (0.3, 0.2, False, "both")
+    assert seed_integration(config) == (0.1, 0.05, False, "both")
+    config = replace(config, bias_favours="knowledge", flag_rule="poster", integration="maps")
+    assert integration(config) == (-0.3, 0.2, True, "maps")
+    assert seed_integration(config) == (-0.1, 0.05, True, "maps")
 
 
 def test_claimed_folder_holds_every_field_and_takes_the_same_config_again(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import main_ssdd
 from datasets.errors import InputError
 from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
 from engine import checkpoint, distributed, stages
+from modes.ssdd import dynamic, fixed, static
+from prepare_labels import train_aff, train_cls
 from tests.conftest import as_flags
+from tests.test_bad_input import refused
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,13 +34,14 @@ def test_every_gpu_gets_an_index(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
     monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     for name in ("auto", "cuda", "cuda:3"):
         assert distributed.start(name).index == chosen[-1]
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(InputError, match=r"WORLD_SIZE=4 .*torchrun"):
         distributed.start("cuda:0")
-    for name, word in (("RANK", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+    for name, word in (("RANK", "3"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, word)
     joined = lambda backend, device_id: chosen.append((backend, device_id.index))  # noqa: E731
     monkeypatch.setattr(torch.distributed, "init_process_group", joined)
@@ -45,12 +50,41 @@ def test_every_gpu_gets_an_index(monkeypatch):
     assert chosen == [0, 0, 3, 2, ("nccl", 2)]
 
 
+def test_a_batch_that_cannot_be_dealt_out_evenly_is_refused(monkeypatch, own_run, capsys):
+    for name, word in (("WORLD_SIZE", "3"), ("RANK", "0"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, word)
+    folder = stages.folder(own_run, "train_cls")
+    before = (folder / "config.json").read_bytes()
+    for program, flag in ((train_cls, "--cls_batch=16"), (train_aff, "--aff_batch=8")):
+        said = refused(program.main, [*as_flags(own_run), flag], folder, capsys)
+        assert f"{flag}: 3 processes share these images; give a multiple of 3" in said
+    for mode in (static, dynamic, fixed):
+        with pytest.raises(InputError, match="--bn=4: 3 processes"):
+            mode.run(replace(own_run, bn=4, seed_source="truth"))
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_kernels_are_chosen_for_training_and_for_repeating_it(monkeypatch):
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    distributed.start("cuda:0")
+    assert not torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
+    distributed.start("cuda:0", ("--bn", 2))
+    assert torch.backends.cudnn.benchmark
+    try:
+        distributed.compute_deterministically()
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 # The tolerance of 1e-5 lies between what rounding does and what a fault does. At this rate the weights of one and of
 # two processes differ by 8.5e-7, 5.0e-8 and 3.4e-7 in the three modes. Means over each process's own pixels instead of
 # all make it 5.1e-5, 3.6e-4 and 2.8e-5; gradients that are not averaged, 1.3e-4 in mode 0.
 @pytest.mark.parametrize(("mode", "run"), [(0, "sssdd"), (2, "dssdd"), (4, "fixed_truth")])
 def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, own_run):
-    # Batches of 2 on two processes are batches of 4 on one: 20 steps. Without dropout; jitter is seeded by sample.
+    # Batches of 4, dealt out to two processes: 20 steps. Without dropout; jitter is seeded by sample.
     weights = {}
     (stages.folder(own_run, "mode 1").parent / "one").symlink_to(own_run.modelid)
     (stages.folder(own_run, "mode 1").parent / "two").symlink_to(own_run.modelid)
@@ -58,8 +92,8 @@ def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, own_ru
     truth = read_mask(path).copy()
     truth[len(truth) // 4 :] = IGNORE  # so that mode 4 knows fewer pixels in one process than in the other
     write_mask(path, truth)
-    for name, bn in (("one", 4), ("two", 2)):
-        flags = [*as_flags(own_run), f"--modelid={name}", f"--bn={bn}", "--lr=2e-5", "--epochs=10"]
+    for name in ("one", "two"):
+        flags = [*as_flags(own_run), f"--modelid={name}", "--bn=4", "--lr=2e-5", "--epochs=10"]
         flags += ["--seed_source=truth"] if mode == 4 else []
         if name == "one":
             main_ssdd.main([f"--mode={mode}", *flags])
@@ -79,8 +113,8 @@ def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, own_ru
 
 def test_shards_of_unequal_length_are_complete(own_run):
     folder = stages.folder(own_run, "mode 1")
-    before = {path.name: path.read_bytes() for path in folder.glob("*.npz")}
-    for path in sorted(folder.glob("*.npz"))[1:]:
+    before = {path.name: path.read_bytes() for end in ("npz", "png") for path in folder.glob(f"*.{end}")}
+    for path in [*sorted(folder.glob("*.npz"))[1:], min(folder.glob("*_dk.png"))]:
         path.unlink()
     torchrun("main_ssdd.py", "--mode=1", *as_flags(own_run), "--eval-batch=1")
-    assert {path.name for path in folder.glob("*.npz")} == set(before)
+    assert {name for name in before if (folder / name).read_bytes() == before[name]} == set(before)

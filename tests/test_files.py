@@ -10,7 +10,7 @@ import torch
 from datasets.errors import InputError, program
 from datasets.files import refuse_overwrite
 from datasets.voc import list_path, mask_path, read_ids
-from engine import checkpoint
+from engine import checkpoint, runs
 from models.ssdd.segmentation import SegmentationNetwork
 from tests.conftest import tiny
 from tools import convert_weights, eval_masks, import_images, predict
@@ -74,6 +74,14 @@ def test_import_images_spares_annotations_that_lie_where_its_own_go(tmp_path, ca
     flags = [tmp_path / "photos", annotation.parent, "--to", tmp_path / "own"]
     assert "a.xml" in refused(import_images.main, flags, capsys)
     assert annotation.read_bytes() == before
+
+
+def test_a_stage_does_not_fill_a_folder_that_it_reads(tmp_path):
+    (tmp_path / "precompute" / "ssdd").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "precompute")
+    for masks in (tmp_path / "precompute" / "ssdd", tmp_path / "link" / "ssdd"):
+        with pytest.raises(InputError, match=r"ssdd is read here and would be written over"):
+            runs.claim_folder(tmp_path / "precompute" / "ssdd", tiny(tmp_path, tmp_path), "mode 1", [masks])
 
 
 @pytest.mark.parametrize("main", [predict.main, eval_masks.main, convert_weights.main, import_images.main])

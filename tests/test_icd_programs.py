@@ -176,6 +176,8 @@ def test_with_saliency_the_background_is_where_it_is_dark(own, tmp_path, capsys)
         assert (seed[half:][claimed[half:]] == 255).all() and (seed[half:][background[half:]] == 0).all()
     # The seeds without saliency stay, and both have names.
     assert seeds.source(own, "icd_saliency").folder == folder_of(own, "out_icd_saliency")
+    Image.fromarray(255 - grey).save(folder / f"{ids[-1]}.png")
+    assert "other settings or inputs (made_from" in refused(make_icd_labels, config, capsys)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / f"{ids[0]}.png")
     assert "4×4" in refused(make_icd_labels, replace(config, fresh=True), capsys)
 

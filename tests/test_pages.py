@@ -10,15 +10,19 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from datasets.voc import read_ids, read_mask, write_mask
+from datasets.voc import read_ids, read_mask, read_present, write_mask
 from engine import history
 from engine.ledger import Finding, Row
 from evaluation.expected import Expected
+from evaluation.metrics import confusion
+from models.ssdd.difference import integrate, missing_class_flags
 from script import make_pages
 from script.pages import masks
 from script.pages.document import write_page
+from script.pages.masks import scores as masks_scores
 from settings.config import Config
 from tests import browser
 from tests.conftest import tiny
@@ -38,6 +42,8 @@ def run(finished_run, tiny_voc, tmp_path_factory) -> Config:
     shutil.copytree(finished_run, out, ignore=shutil.ignore_patterns("state.pth", "tensorboard", "script", "models"))
     for path in list(out.glob("logs/*/imgs/*_0001_*.png")):
         Image.open(path).rotate(180).save(path.with_name(path.name.replace("_0001_", "_0002_")))
+    for path in list(out.glob("logs/*/imgs/*_0001_s?.npy")):
+        shutil.copy(path, path.with_name(path.name.replace("_0001_", "_0002_")))
     for log in out.glob("logs/*/history.jsonl"):
         with open(log, "a", encoding="utf-8") as file:
             figures = {"epoch": 2, "seconds": 1.0, "images_per_second": 1.0, "memory_gib": 1.0}
@@ -224,6 +230,47 @@ def test_training_pages_step_through_epochs_and_samples(run, clean_tab, name):
     tab.choose("#class", str(chosen))
     expected = [s["id"] for s in classes if chosen in s["classes"]]
     assert tab.run("document.getElementById('sample-count').textContent").endswith(f"of {len(expected)}")
+
+
+@needs_browser
+def test_the_page_integrates_as_the_model_does(run, finished_run, clean_tab, tiny_voc):
+    """After every move: bias, background term, without maps, without flags, without both."""
+    data = data_of(Path(run.out) / "script" / "sssdd.html")
+    assert data["rule"] == {"bias": run.bias, "bg": run.bg}
+    clean_tab.open((Path(run.out) / "script" / "sssdd.html").as_uri())
+    imgs = finished_run / "logs" / "sssdd_ssdd" / "imgs"
+    shown = clean_tab.run("[...document.querySelectorAll('article b')].map((b) => b.textContent)")
+    moves = [{}, {"bias": -0.05}, {"bg": 0.3}, {"maps": False}, {"bias": 0.0}, {"flags": False}, {"maps": True}]
+    rule = {"bias": run.bias, "bg": run.bg, "maps": True, "flags": True}
+    seen = set()
+    for move in moves:
+        for name, value in move.items():
+            clean_tab.click(f"#{name}") if isinstance(value, bool) else clean_tab.choose(f"#{name}", str(value))
+        rule |= move
+        for n, image_id in enumerate(shown):
+            # The fixture's second epoch shows the pictures turned by 180°, the maps as they are.
+            k, a = (np.array(Image.open(imgs / f"{image_id}_0001_{what}.png").rotate(180)) for what in ("k1", "a1"))
+            score = np.load(imgs / f"{image_id}_0001_s1.npy") / 32767
+            pair = [torch.from_numpy(mask.astype(np.int64))[None] for mask in (k, a)]
+            present = torch.from_numpy(read_present(tiny_voc, image_id))[None]
+            flags = missing_class_flags(*pair, present) * rule["flags"]
+            # σ(logit) − σ(0) = the score, whatever its sign.
+            d_k = torch.logit(torch.from_numpy(score * rule["maps"] / 2 + 0.5))[None, None]
+            masks = integrate(*pair, d_k, -d_k, flags, rule["bias"], rule["bg"])
+            text = clean_tab.run(f"document.querySelectorAll('figure[data-key=own] canvas')[{n}].dataset.mask")
+            assert np.array_equal(np.array(text.split(","), int), masks.flatten().numpy()), (move, image_id)
+            seen.add(text)
+        captions = clean_tab.run(
+            "[...document.querySelectorAll('figure[data-key=own] strong')].map((s) => s.textContent)"
+        )
+    assert len(seen) > len(shown)
+    truth = np.array(Image.open(tiny_voc / "SegmentationClass" / f"{shown[-1]}.png"))
+    places = zip(k.shape, truth.shape, strict=True)
+    cells = truth[np.ix_(*(((np.arange(n) + 0.5) * side / n).astype(int) for n, side in places))]
+    own = masks_scores(confusion(cells, masks[0].numpy().astype(np.uint8), 21))
+    assert captions[-1] == f"{own['all']:.1f} %"
+    clean_tab.load(lambda: clean_tab.call("Page.reload"))
+    assert clean_tab.run("document.getElementById('flags').checked") is False
 
 
 @needs_browser

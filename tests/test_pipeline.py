@@ -60,6 +60,7 @@ def test_files_lie_where_the_released_program_puts_them(finished_run, tiny_voc):
     for run, pictures in ((static, "k1 a1 d1 dk1 da1"), (dynamic, "k1 a1 d1 dk1 da1 k2 a2 d2 dk2 da2")):
         assert (run / "models" / "seg_0001.pth").exists() and (run / "models" / "ssdd_0001.pth").exists()
         expected = {f"{i}_0001_{what}.png" for i in shown for what in pictures.split()} | {f"{i}.jpg" for i in shown}
+        expected |= {f"{i}_0001_s{n}.npy" for i in shown for n in ((1, 2) if run == dynamic else (1,))}
         assert {path.name for path in (run / "imgs").iterdir()} == expected
     for image_id in read_ids(tiny_voc, "val"):
         for kind in ("mask", "crf"):

@@ -14,8 +14,9 @@ from PIL import Image
 import main_recurseed
 import main_ssdd
 from datasets.errors import InputError
-from datasets.samples.recurseed import RecurSeedSamples, long_side_between
+from datasets.samples.recurseed import RecurSeedSamples
 from datasets.seed_store import load_maps, store_path
+from datasets.transforms import random_long_side
 from datasets.voc import CLASSES, image_size, read_ids, read_image, read_mask, read_present
 from engine import checkpoint, history, seeds, stages
 from engine.training import train
@@ -187,7 +188,7 @@ def test_samples_know_where_the_image_ends(tiny_voc):
     assert RecurSeedSamples(tiny_voc, ids, (90, 90), 64)[0]["x"].shape == (3, 64, 64)
     pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
     expected = np.array(Image.fromarray(pixels).resize((80, 48), Image.Resampling.BICUBIC))
-    assert np.array_equal(long_side_between(pixels, (80, 80)).movedim(0, -1).numpy(), expected)
+    assert np.array_equal(random_long_side(pixels, (80, 80)).movedim(0, -1).numpy(), expected)
 
 
 def test_rates_and_decay_of_the_groups(done):

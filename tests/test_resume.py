@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from datasets.errors import InputError, Stopped
-from engine import checkpoint, stages
+from engine import checkpoint, history, stages
 from prepare_labels import train_cls
 from tests.conftest import as_flags, labels_folder, tiny
 from tests.test_training import Stop, Toy, stop_at_step
@@ -34,8 +34,11 @@ def epoch_lines(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("momentum", [0, 0.9])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_that_stops_at_any_step_ends_bit_by_bit_where_the_whole_one_does(workers, momentum, tmp_path, capsys):
+@pytest.mark.parametrize(("workers", "looks"), [(0, 10), (0, 1), (1, 10)])
+def test_a_run_that_stops_at_any_step_ends_bit_by_bit_where_the_whole_one_does(
+    workers, looks, momentum, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(history, "STEPS_BETWEEN_LOOKS", looks)  # figures of a stopped epoch: seen already, or not yet
     whole = Toy(tmp_path / "whole", momentum).run()
     lines = epoch_lines(capsys.readouterr().out)
     assert len(lines) == 3

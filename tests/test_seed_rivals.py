@@ -15,6 +15,7 @@ from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
 from engine import stages
 from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
+from models.ssdd.steps import Integration
 from tests.conftest import as_flags, labels_folder
 from tests.test_bad_input import refused
 from tools import seed_rivals
@@ -26,17 +27,20 @@ def test_every_rule_by_hand():
     knowledge = np.array([[0.9, 0.1, 0.1, 0.2, 0.1], [0.1, 0.3, 0.3, 0.3, 0.9]], np.float32)[:, None]
     advice = np.array([[0.9, 0.6, 0.7, 0.1, 0.8], [0.1, 0.4, 0.3, 0.9, 0.2]], np.float32)[:, None]
     truth = np.array([[0, 7, 0, 7, 255]], np.uint8)
-    refined = np.array([[0, 0, 7, 7, 7]], np.uint8)
     maps = [SeedMaps(np.array([0, 7]), m, "x") for m in (knowledge, advice)]
     flags = torch.zeros(1, 21)
-    masks = choices(*maps, flags, refined, truth)
+    differences = torch.zeros(1, 1, 1, 5), torch.tensor([[[[0.0, 9, 9, 9, 0]]]])
+    masks = choices(*maps, differences, flags, Integration(0.4), truth)
     assert [m.mask().tolist() for m in maps] == [[[0, 7, 7, 7, 7]], [[0, 0, 0, 7, 0]]]
     assert masks["larger probability"].tolist() == [[0, 7, 7, 7, 7]]
     assert masks["flags alone"].tolist() == maps[1].mask().tolist()
-    assert masks["static SSDD"] is refined
+    # Half against nearly one, w = 0.5 - 1 + 0.4: the knowledge at pixels 1 to 3.
+    assert masks["maps alone"].tolist() == [[0, 7, 7, 7, 0]]
     assert masks["oracle"][0, :4].tolist() == [0, 7, 0, 7]
     flags[0, 7] = 1
-    assert choices(*maps, flags, refined, truth)["flags alone"].tolist() == [[0, 7, 7, 7, 7]]
+    masks = choices(*maps, differences, flags, Integration(0.4), truth)
+    assert masks["flags alone"].tolist() == [[0, 7, 7, 7, 7]]
+    assert masks["maps alone"].tolist() == [[0, 7, 7, 7, 0]]
 
 
 PAIR = ("PSA", "PSA+CRF")

@@ -11,7 +11,7 @@ from models.resnet38 import ResNet38, train_with_frozen_batchnorm
 from models.ssdd import difference as ssdd
 from models.ssdd.ddnet import DDNet
 from models.ssdd.segmentation import SegmentationNetwork, masked_prediction, masked_probabilities
-from models.ssdd.steps import DynamicStep, Integration, StaticStep
+from models.ssdd.steps import DynamicStep, Integration, StaticStep, integrated
 
 RNG = np.random.default_rng(0)
 
@@ -24,14 +24,14 @@ def random_batch(images=3, classes=6, size=(7, 9)):
     return knowledge, advice, d_k, d_a, present
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_flags_are_the_counted_ratio(kept):
+@pytest.mark.parametrize("poster", [False, True])
+def test_flags_are_the_counted_ratio(poster):
     knowledge, advice, _, _, present = random_batch()
-    flags = ssdd.missing_class_flags(knowledge, advice, present, kept)
+    flags = ssdd.missing_class_flags(knowledge, advice, present, poster)
     for n in range(3):
         for c in range(6):
             ratio = int((advice[n] == c).sum()) / max(int((knowledge[n] == c).sum()), 1)
-            expected = c > 0 and present[n, c] == 1 and (ratio > 0.5 if kept else ratio < 0.5)
+            expected = present[n, c] == 1 and (ratio <= 0.5 if poster else c > 0 and ratio < 0.5)
             assert flags[n, c] == expected
 
 
@@ -61,6 +61,36 @@ def test_a_class_that_the_advice_lost_is_kept():
     flags = ssdd.missing_class_flags(knowledge, advice, torch.ones(1, 2))
     assert (ssdd.integrate(knowledge, advice, d, d, flags) == knowledge).all()
     assert (ssdd.integrate(knowledge, advice, d, d, 0 * flags) == advice).all()
+
+
+@pytest.mark.parametrize("parts", ["both", "maps", "flags", "knowledge", "advice"])
+def test_each_part_of_the_rule_alone_pixel_by_pixel(parts):
+    knowledge, advice, d_k, d_a, present = random_batch()
+    knowledge[0, 0, 0] = advice[0, 0, 1] = 255
+    how = Integration(0.3, 0.1, parts=parts)
+    flags = ssdd.missing_class_flags(knowledge, advice, present)
+    refined = integrated(knowledge, advice, d_k, d_a, present, how).refined
+    for n, y, x in np.ndindex(knowledge.shape):
+        k, a = int(knowledge[n, y, x]), int(advice[n, y, x])
+        w = 0.3 - 0.1 * (k == 0) + 0.1 * (a == 0)
+        if parts in ("both", "maps"):
+            w += float(torch.sigmoid(d_k[n, 0, y, x]) - torch.sigmoid(d_a[n, 0, y, x]))
+        if parts in ("both", "flags"):
+            w += (0 if a == 255 else float(flags[n, a])) - (0 if k == 255 else float(flags[n, k]))
+        takes = {"knowledge": False, "advice": True}.get(parts, w >= 0)
+        assert refined[n, y, x] == (a if k == 255 or (takes and a != 255) else k)
+
+
+def test_the_posters_rule_protects_a_lost_class_as_the_programs_does():
+    knowledge = torch.tensor([[[1, 1, 1, 2]]])
+    advice = torch.tensor([[[0, 0, 1, 2]]])
+    d = torch.zeros(1, 1, 1, 4)
+    poster = Integration(0.4, poster_flags=True)
+    for how in (Integration(0.4), poster):
+        assert integrated(knowledge, advice, d, d, torch.ones(1, 3), how).refined.tolist() == [[[1, 1, 1, 2]]]
+    # The program never protects background.
+    assert integrated(advice, knowledge, d, d, torch.ones(1, 3), poster).refined.tolist() == [[[0, 0, 1, 2]]]
+    assert integrated(advice, knowledge, d, d, torch.ones(1, 3), Integration(0.4)).refined.tolist() == [[[1, 1, 1, 2]]]
 
 
 def test_balanced_bce_by_hand():
@@ -145,6 +175,14 @@ def tiny_batch(dynamic: bool):
     masks = torch.tensor([0, 3, 7])[torch.randint(3, (2, 2, 12, 12))]
     second = (torch.zeros(2, 12, 12, 3, dtype=torch.uint8), masks[0]) if dynamic else (masks[0], masks[1])
     return torch.randn(2, 3, 48, 48), present, *second
+
+
+def test_where_the_seed_teaches_both_heads_learn_it_alone():
+    batch = tiny_batch(True)
+    taught = tiny_step(True)(*batch, seed_teaches=True)
+    (main, sub), seed, refined = taught.logits, batch[-1], taught.modules[1].refined
+    assert taught.loss_seg.item() == pytest.approx((F.cross_entropy(main, seed) + F.cross_entropy(sub, seed)).item())
+    assert taught.loss_seg.item() != pytest.approx(ssdd.dynamic_segmentation_loss(main, sub, seed, refined).item())
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -41,7 +41,7 @@ def test_jobs_stand_after_what_they_need_and_start_where_they_must():
     config = dataclasses.replace(demo(), out="study")
     todo = jobs(config, 5, 3)
     names = [job.name for job in todo]
-    assert len(set(names)) == len(names) == 5 + 3 * (1 + 4 + 9)
+    assert len(set(names)) == len(names) == 5 + 3 * (1 + 4 + 9 + 4)
     for place, job in enumerate(todo):
         assert not job.after or job.after in names[:place]
     modes = {job.name: [word for command in job.commands for word in command if word[:7] == "--mode="] for job in todo}
@@ -108,6 +108,8 @@ def here(monkeypatch):
     monkeypatch.setattr(
         study, "variants", lambda config: {k: v for k, v in all_variants(config).items() if k in chosen}
     )
+    all_parts = study.parts
+    monkeypatch.setattr(study, "parts", lambda config: {"only_flags": all_parts(config)["only_flags"]})
     return ran
 
 
@@ -144,7 +146,7 @@ def test_study_measures_shares_and_goes_on(own_voc, tmp_path, here, capsys, monk
 
     content = json.loads((out / "study.json").read_text())
     root, held = out / "VOC2012", read_ids(out / "VOC2012", "val")
-    assert content["miou"].keys() == {BASE, "momentum", "seed_bias", "swap_maps"}
+    assert content["miou"].keys() == {BASE, "momentum", "seed_bias", "swap_maps", "only_flags"}
     for name, columns in content["miou"].items():
         masks = out / "seed0" / "validation" / name / "crf"
         assert columns["network + CRF"] == [evaluate(masks, root, held)["miou"]]
@@ -153,6 +155,7 @@ def test_study_measures_shares_and_goes_on(own_voc, tmp_path, here, capsys, monk
     assert (out / "seed0" / "logs" / "sssdd_seed_bias").resolve() == out / "seed0" / "logs" / f"sssdd_{BASE}"
     assert not (out / "seed0" / "logs" / "sssdd_momentum").is_symlink()
     text = (out / "study.md").read_text()
+    assert f"| flags | {100 * content['miou']['only_flags']['seeds'][0]:.1f} |" in text
     assert text in said and "| 3 | swap_maps = True | not touched |" in text and "no VOC figure" in text
     assert "flags alone" in (out / "rivals.md").read_text() and "2 runs" in (out / "rivals.md").read_text()
     table = (out / "tables" / "tables.md").read_text()
@@ -168,7 +171,7 @@ def test_failed_command_is_named_with_its_log(tmp_path):
     assert "error: no VOC" in (tmp_path / "log" / "x.txt").read_text()
 
 
-@pytest.mark.parametrize("flag", ["--seeds=0", "--variant-seeds=6", "--jobs=0", "--variant-seeds=0"])
+@pytest.mark.parametrize("flag", ["--seeds=0", "--variant-seeds=6", "--jobs=0", "--variant-seeds=-1"])
 def test_numbers_that_cannot_work(flag, own_voc, tmp_path, capsys):
     flags = [*as_flags(tiny(own_voc, tmp_path / "study")), flag]
     assert "--seeds" in refused(study.main, flags, tmp_path / "study", capsys)

@@ -49,6 +49,13 @@ def test_cosine_rate_by_hand():
     assert cosine_rate(2.0, 1)(0.5) == pytest.approx(1.0)
 
 
+def test_warmup_rises_from_zero_and_then_is_the_cosine():
+    rate, plain = cosine_rate(2.0, 10, 4), cosine_rate(2.0, 10)
+    assert rate(0) == 0
+    assert rate(1) == pytest.approx(plain(1) / 4)
+    assert [rate(e) for e in (4, 7)] == [plain(4), plain(7)]
+
+
 def test_poly_rate_by_hand():
     rate = poly_rate(0.1, 8, 0.9)
     assert rate(0) == pytest.approx(0.1)

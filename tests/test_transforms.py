@@ -15,6 +15,7 @@ from datasets.samples.image_labels import ImageLabelSamples
 from datasets.samples.seeds import SeedSamples, StoredDifferences
 from datasets.seed_store import load_maps, save_differences, save_maps, store_path
 from datasets.transforms import (
+    cut,
     draw_jitter,
     jittered,
     normalise,
@@ -33,6 +34,11 @@ def coordinates(height, width):
     return torch.from_numpy(np.stack([x, y]).astype(np.float32))
 
 
+def squares(tensors, sides, crop):
+    square = random_square(sides, crop)
+    return [cut(tensor, square, crop) for tensor in tensors]
+
+
 def inside(tensor):
     """Away from the border of the scene, where bilinear resizing clamps."""
     return (tensor > 0.1) & (tensor < 0.9)
@@ -43,7 +49,7 @@ def test_random_square_moves_tensors_of_different_sizes_together():
     seen = set()
     for seed in range(40):
         torch.manual_seed(seed)
-        moved = random_square(scenes, (64, 80), 64)
+        moved = squares(scenes, (64, 80), 64)
         assert all(t.shape == (2, 64, 64) for t in moved)
         safe = inside(moved[0]) & inside(moved[1]) & inside(moved[2])
         assert safe.float().mean() > 0.5
@@ -64,7 +70,7 @@ def test_random_square_covers_both_extremes_of_side_and_place():
     sides, starts = set(), set()
     for seed in range(200):
         torch.manual_seed(seed)
-        (moved,) = random_square([scene], (64, 66), 64)
+        (moved,) = squares([scene], (64, 66), 64)
         x, y = moved[0, 32], moved[1, :, 32]
         side = round(float(20 / (x[40] - x[20]).abs()))
         sides.add(side)
@@ -77,7 +83,7 @@ def test_random_square_covers_both_extremes_of_side_and_place():
 def test_random_square_keeps_uint8_and_a_side_without_choice():
     image = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
     torch.manual_seed(0)
-    results = [random_square([image], (8, 8), 8)[0] for _ in range(20)]
+    results = [squares([image], (8, 8), 8)[0] for _ in range(20)]
     assert all(torch.equal(r, image) or torch.equal(r, image.flip(-1)) for r in results)
     assert any(torch.equal(r, image) for r in results) and any(torch.equal(r, image.flip(-1)) for r in results)
 
@@ -95,7 +101,7 @@ def test_random_flip_flips_all_or_none():
 
 @pytest.mark.parametrize("size", [(60, 30), (30, 60), (7, 500), (1, 1)])
 def test_random_long_side_keeps_the_aspect_and_covers_the_range(size):
-    image, sides = torch.zeros(3, *size, dtype=torch.uint8), set()
+    image, sides = np.zeros((*size, 3), np.uint8), set()
     for seed in range(60):
         torch.manual_seed(seed)
         height, width = random_long_side(image, (40, 43)).shape[1:]
@@ -339,7 +345,7 @@ def test_without_sides_nothing_is_random_unless_the_released_way_is_asked_for(se
 def plain_small(seeds, flip):
     image = read_image(seeds[0], seeds[1][0])
     image = torch.from_numpy(np.ascontiguousarray(image[:, ::-1] if flip else image)).movedim(-1, 0)
-    return resize_square(resize_square([image], CROP), CROP // 4)[0].movedim(0, -1).numpy()
+    return resize_square(resize_square(image, CROP), CROP // 4).movedim(0, -1).numpy()
 
 
 def remake(store, classes, size, value=1.0):

@@ -24,6 +24,7 @@ from datasets.voc import CLASSES, read_ids, read_image, read_mask, read_present
 from models.crf import CrfKernel, dense_crf
 from models.ssdd.ddnet import DDNet
 from models.ssdd.segmentation import SegmentationNetwork
+from models.ssdd.steps import DynamicStep
 from tests import reference
 from tests.conftest import as_flags, tiny
 
@@ -143,6 +144,12 @@ def test_mode_0_keeps_every_second_checkpoint_and_the_last(config):
     run(0, replace(config, epochs=3, checkpoint_epochs=2, pictures=0, bn=6))
     models = Path(config.out) / "logs" / "sssdd_ssdd" / "models"
     assert sorted(p.name for p in models.iterdir()) == [f"{n}_000{e}.pth" for n in ("seg", "ssdd") for e in (2, 3)]
+
+
+def test_mode_0_keeps_the_checkpoint_that_mode_1_takes(config):
+    run(0, replace(config, epochs=2, checkpoint_epochs=9, static_checkpoint=1, pictures=0, bn=6))
+    models = Path(config.out) / "logs" / "sssdd_ssdd" / "models"
+    assert sorted(p.name for p in models.glob("seg*")) == ["seg_0001.pth", "seg_0002.pth"]
 
 
 def test_pictures_of_mode_0_are_what_its_network_makes_of_whole_images(config):
@@ -272,6 +279,29 @@ def test_mode_2_trains_as_the_reference(fields, config, inputs):
     assert told["rows"][""] == {"photo": "image", "k2": "seed", "d2": "integrated", "truth": "true mask"}
     for name, network, before in zip(("seg", "ssdd"), parts, start, strict=True):
         reference.assert_trained(models / f"{name}_0002.pth", network.state_dict(), before, ("encoder.conv1a",))
+
+
+def test_mode_2_starts_from_mode_0_with_both_heads_and_lets_the_seed_teach_first(config, inputs, monkeypatch):
+    link_differences(config, inputs)
+    run(0, replace(config, epochs=1, pictures=0))
+    taught = []
+    forward = DynamicStep.forward
+
+    def noted(step, *batch):
+        taught.append(batch[-1])
+        return forward(step, *batch)
+
+    monkeypatch.setattr(DynamicStep, "forward", noted)
+    # The rate is next to nothing until the third epoch, so that the weights stay those of mode 0.
+    own = {"dynamic_start": "static", "seed_epochs": 1.0, "warmup_epochs": 1e6, "pictures": 0}
+    run(2, replace(config, lr=1e-9, bn=6, crf_train=1, **own))
+    assert taught == [True, False]
+    logs = Path(config.out) / "logs"
+    static = torch.load(logs / "sssdd_ssdd" / "models" / "seg_0001.pth", weights_only=True)["state_dict"]
+    dynamic = torch.load(logs / "dssdd_ssdd" / "models" / "seg_0002.pth", weights_only=True)["state_dict"]
+    for key, value in dynamic.items():
+        torch.testing.assert_close(value, static[key.replace("seg_sub.", "seg_main.")], rtol=0, atol=1e-6)
+    assert any("seg_sub." in key for key in dynamic)
 
 
 def test_recipe_released_swaps_aims_and_starts_as_the_program_did(config, inputs, capsys):

@@ -460,6 +460,8 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.readme:
         update_readme(Path("docs/benchmarks/README.md"))
         return
+    if arguments.write and arguments.write.suffix != ".json":
+        raise InputError(f"--write={arguments.write}: must end in .json")
     if arguments.repeats < 1:
         raise InputError(f"--repeats={arguments.repeats}: must be 1 or more")
     if class_names(config.voc_root) != CLASSES:

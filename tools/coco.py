@@ -33,7 +33,7 @@ from datasets.coco import (
     read_instances,
 )
 from datasets.errors import InputError, program
-from datasets.files import atomic_write, read_bytes
+from datasets.files import atomic_write, read_bytes, refuse_overwrite
 from datasets.voc import (
     CLASSES_FILE,
     class_names,
@@ -81,6 +81,10 @@ def prepare(folder: Path, root: Path, overlap: str, crowd: str) -> None:
     """
     archive = not (folder / "annotations").is_dir()
     places = {split: (_archive_of if archive else _instances_of)(folder, split) for split in SPLITS}
+    read = [path / part for place in places.values() for path in place for part in (".", "mask", "xml")]
+    refuse_overwrite(
+        (root / name for name in ("JPEGImages", "SegmentationClass", "Annotations")), [folder / "annotations", *read]
+    )
     _claim(root, _archive_record(folder) if archive else _painting_record(places, overlap, crowd))
     lists: dict[str, list[str]] = {}
     for split in SPLITS:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from datasets.errors import program
-from datasets.files import atomic_write
+from datasets.files import atomic_write, refuse_overwrite
 from datasets.voc import PALETTE, class_names, mask_path, read_ids, read_image, read_mask
 from settings.flags import Parser
 
@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder that `make demo` filled")
     parser.add_argument("--figure", type=Path, default=Path("docs/demo.png"))
     arguments = parser.parse_args(argv)
+    root, validation = arguments.out / "VOC2012", arguments.out / "validation" / "ssdd"
+    folders = (root / "JPEGImages", root / "SegmentationClass", validation / "mask", validation / "crf")
+    refuse_overwrite([arguments.figure.parent], folders)
     with atomic_write(arguments.figure) as temporary:
         figure(arguments.out, 5).save(temporary, format="PNG")
     print(f"wrote {arguments.figure}")

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
-from datasets.voc import CLASSES, class_names, read_ids
+from datasets.files import atomic_write, refuse_overwrite
+from datasets.voc import CLASSES, class_names, mask_path, read_ids
 from engine import runs, stages
 from engine.seeds import OLD_NAMES
 from evaluation import expected
@@ -169,6 +169,9 @@ def main(argv: list[str] | None = None) -> None:
     configs = runs.repetitions(arguments.outs, arguments.modelid)
     root = arguments.voc_root or configs[0]["voc_root"]
     raw_ids, ids = (read_ids(root, split) for split in (arguments.raw_split, arguments.split))
+    folders = [folder for out in arguments.outs for _, folder in runs.folders_of(out, arguments.modelid)]
+    masks = [folder / kind for folder in folders for kind in ("mask", "crf")]
+    refuse_overwrite([arguments.into], [*folders, *masks, mask_path(root, "").parent])
     found = measure(arguments.outs, arguments.modelid, root, raw_ids, ids)
     if not any(found.values()):
         raise InputError(f"{arguments.outs[0]} has neither seeds nor masks yet: run prepare_labels and the modes first")

@@ -4,12 +4,13 @@
 
 Each argument is the --out folder of a finished mode 1; several are repetitions with other seeds. Rivals: always the
 knowledge (PSA), always the advice (PSA+CRF), at each pixel the one with the larger probability, and SSDD without its
-DD-Net: the advice but for the classes that it lost (the flags alone). The oracle takes at each pixel the mask that is
+DD-Net (the flags alone) or without its flags (the maps alone). The oracle takes at each pixel the mask that is
 right (the knowledge where both or none is), so it is the ceiling of every choice between the two. True masks are used
 to judge only, but for the line about the bias, which is chosen on every second image and judged on the others.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,46 +18,68 @@ import numpy as np
 import torch
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write
+from datasets.files import atomic_write, refuse_overwrite
 from datasets.seed_store import SeedMaps, load_differences, read_seed, store_path
-from datasets.voc import IGNORE, class_names, mask_path, read_ids, read_mask
+from datasets.voc import CLASSES_FILE, IGNORE, class_names, list_path, mask_path, read_ids, read_mask
 from engine import runs, seeds, stages
 from evaluation.metrics import confusion, iou, mean_and_spread, mean_iou
 from models.inference import resize
 from models.ssdd.difference import integrate, missing_class_flags
+from models.ssdd.steps import Integration, chosen
+from modes.ssdd.networks import seed_integration
 from settings.flags import Parser
 
-COMPARED = ("larger probability", "flags alone", "static SSDD")  # beside the two masks alone and the oracle
+# Beside the two masks alone and the oracle.
+COMPARED = ("larger probability", "flags alone", "maps alone", "static SSDD")
 BIASES = tuple(np.arange(-1.0, 1.05, 0.1).round(1).tolist())
 BINS = 400  # of σ(d_K) − σ(d_A) in −1…1
 
 
+def files_read(outs: list[Path], modelid: str, root: str, split: str) -> Iterator[Path]:
+    """All files that the figures of some runs are made from."""
+    ids = read_ids(root, split)
+    yield from (list_path(root, split), Path(root) / CLASSES_FILE, *(mask_path(root, image_id) for image_id in ids))
+    for out in outs:
+        config = replace(runs.stored_config(out, modelid, "mode 1"), out=str(out), voc_root=root)
+        for folder in (stages.folder(config, "mode 1"), *(source.folder for source in seeds.pair(config))):
+            yield folder / "config.json"
+            yield from (folder / f"{image_id}{ending}" for image_id in ids for ending in (".npz", ".png"))
+
+
 def choices(
-    knowledge: SeedMaps, advice: SeedMaps, flags: torch.Tensor, refined: np.ndarray, truth: np.ndarray
+    knowledge: SeedMaps,
+    advice: SeedMaps,
+    differences: tuple[torch.Tensor, torch.Tensor],
+    flags: torch.Tensor,
+    how: Integration,
+    truth: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """The mask H×W of every rule that chooses between the two.
+    """The mask H×W of every rule that chooses between the two, but for static SSDD, whose masks lie in files.
 
     Args:
+        differences: logits (d_K, d_A), 1×1×H×W.
         flags: 1×C, the classes that the advice lost.
-        refined: the static SSDD mask.
+        how: the integration of static SSDD, of which parts are left out.
         truth: the true mask, for the oracle.
     """
     # PSA's maps do not sum to 1, the CRF's do.
     sure = [maps.maps.max(axis=0) / np.maximum(maps.maps.sum(axis=0), 1e-12) for maps in (knowledge, advice)]
     k, a = knowledge.mask(), advice.mask()
-    larger = np.where(sure[1] >= sure[0], a, k)
+    pair = [torch.from_numpy(mask.astype(np.int64))[None] for mask in (k, a)]
+    alone = {
+        f"{parts} alone": chosen(*pair, *differences, flags, how._replace(parts=parts))[0].numpy()
+        for parts in ("flags", "maps")
+    }
     oracle = np.where((a == truth) & (k != truth), a, k)
-    lost = flags[0].numpy() > 0
-    by_flags = np.where(lost[k] & ~lost[a], k, a)
-    return dict(zip((*COMPARED, "oracle"), (larger, by_flags, refined, oracle), strict=True))
+    return {"larger probability": np.where(sure[1] >= sure[0], a, k), **alone, "oracle": oracle}
 
 
-def lost_classes(knowledge: SeedMaps, advice: SeedMaps, classes: int, kept: bool) -> torch.Tensor:
+def lost_classes(knowledge: SeedMaps, advice: SeedMaps, classes: int, poster: bool) -> torch.Tensor:
     """The integration's flags of one image, 1×C."""
     pair = [torch.from_numpy(maps.mask())[None] for maps in (knowledge, advice)]
     present = torch.zeros(1, classes)
     present[0, torch.from_numpy(knowledge.classes)] = 1
-    return missing_class_flags(*pair, present, kept)
+    return missing_class_flags(*pair, present, poster)
 
 
 def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
@@ -76,7 +99,7 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     folder, pair = stages.folder(config, "mode 1"), seeds.pair(config)
     single = tuple(source.title for source in pair)
     rules = (*single, *COMPARED, "oracle")
-    used_bias = config.seed_bias if config.bias_favours == "advice" else -config.seed_bias
+    how = seed_integration(config)
     names = class_names(root)
     counts = dict.fromkeys(rules, 0)
     halves = [dict.fromkeys(BIASES, 0) for _ in range(2)]
@@ -89,9 +112,13 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         both = [read_seed(source.folder, image_id, truth.shape, None, len(names)) for source in pair]
         if refined.shape != truth.shape:
             raise InputError(f"{out}, {image_id}: static SSDD is {refined.shape}, its true mask {truth.shape}")
-        flags = lost_classes(*both, len(names), config.flag_rule == "kept")
+        flags = lost_classes(*both, len(names), how.poster_flags)
+        d_k, d_a = (
+            resize(torch.from_numpy(d)[None, None], truth.shape) for d in load_differences(store_path(folder, image_id))
+        )
         k, a = (seed.mask() for seed in both)
-        masks = dict(zip(single, (k, a), strict=True)) | choices(*both, flags, refined, truth)
+        masks = dict(zip(single, (k, a), strict=True)) | choices(*both, (d_k, d_a), flags, how, truth)
+        masks["static SSDD"] = refined
         own = {rule: confusion(truth, mask, len(names)) for rule, mask in masks.items()}
         counts = {rule: counts[rule] + own[rule] for rule in rules}
         images[image_id] = {rule: mean_iou(count) for rule, count in own.items()}
@@ -104,15 +131,12 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         for rule in COMPARED:
             pixels[rule] += int((differ & (masks[rule] == truth)).sum())
 
-        d_k, d_a = (
-            resize(torch.from_numpy(d)[None, None], truth.shape) for d in load_differences(store_path(folder, image_id))
-        )
         predicted = [torch.sigmoid(d)[0, 0].numpy() for d in (d_k, d_a)]
         for histogram, change in zip(changes, predicted, strict=True):
             for row, where in enumerate(((k == a) & (truth != IGNORE), differ)):
                 histogram[row] += np.histogram(change[where], BINS, (0, 1))[0]
         score = predicted[0] - predicted[1]
-        pixels["bias overruled"] += int(overrules(score[differ], used_bias).sum())
+        pixels["bias overruled"] += int(overrules(score[differ], how.bias).sum())
         for row, right in enumerate((right_k, right_a)):
             histograms[row] += np.histogram(score[right], BINS, (-1, 1))[0]
         # Only where the masks differ does the bias matter.
@@ -120,8 +144,8 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         at = [torch.from_numpy(mask[differ].astype(np.int64)).view(1, 1, -1) for mask in (k, a)]
         at_d = [d[:, :, torch.from_numpy(differ)].unsqueeze(2) for d in (d_k, d_a)]
         for bias in BIASES:
-            chosen = integrate(*at, *at_d, flags, bias, config.seed_bg).flatten().numpy()
-            count = same + confusion(truth[differ], chosen, len(names))
+            by_bias = integrate(*at, *at_d, flags, bias, how.bg).flatten().numpy()
+            count = same + confusion(truth[differ], by_bias, len(names))
             halves[place % 2][bias] = halves[place % 2][bias] + count
 
     figures = {rule: {"miou": mean_iou(count), "iou": by_class(names, iou(count))} for rule, count in counts.items()}
@@ -238,6 +262,8 @@ def main(argv: list[str] | None = None) -> None:
     configs = runs.repetitions(arguments.outs, arguments.modelid)
     root = arguments.voc_root or configs[0]["voc_root"]
     ids = read_ids(root, arguments.split)
+    if arguments.json:
+        refuse_overwrite([arguments.json], files_read(arguments.outs, arguments.modelid, root, arguments.split))
     results = {}
     for out in arguments.outs:
         results[str(out)] = judge(out, arguments.modelid, root, ids)

@@ -1,13 +1,13 @@
-"""The differences between paper and released program, measured: each switched alone against the recipe given.
+"""The differences between paper and released program, and the parts of the integration, each switched alone.
 
     python -m tools.study --preset demo --out study
 
 Every run learns on four fifths of the train list and is judged on the last fifth, so nothing is chosen on val; the
 lists are made in <out>/VOC2012, which links to --voc-root. Seeds share what a difference does not touch: one label
 chain a seed, one mode 0 for all differences that begin later, one mode 1 for those of mode 2. Runs go side by side,
-each on one thread. Interrupted, the same command goes on where it stopped. Ends with study.md and study.json, and with
-the tables of tools.seed_rivals (rivals.md) and tools.paper_tables (tables/) of the recipe's own runs. All flags of
-main_ssdd.py hold, but for those of one stage alone.
+each on one thread; --variant-seeds=0 stops after the static seeds. Interrupted, the same command goes on where it
+stopped. Ends with study.md and study.json, and with the tables of tools.seed_rivals (rivals.md) and tools.paper_tables
+(tables/) of the recipe's own runs. All flags of main_ssdd.py hold, but for those of one stage alone.
 """
 
 import json
@@ -32,6 +32,7 @@ from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
 from settings.config import Config
 from settings.flags import Parser, add_flags, parsed
+from settings.ssdd import PARTS
 
 BASE = "base"  # modelid of the runs with the recipe as it is
 HELD_OUT = 5  # every fifth image
@@ -50,12 +51,12 @@ class Variant:
 
 def variants(config: Config) -> dict[str, Variant]:
     """Each difference the other way round, by the modelid of its runs."""
-    epoch = max(1, round(10 / 16 * config.static_epochs))
+    epoch = max(1, round(11 / 16 * config.static_epochs))
     flip = {
         "advice": "knowledge",
         "knowledge": "advice",
-        "lost": "kept",
-        "kept": "lost",
+        "lost": "poster",
+        "poster": "lost",
         "ssdd1": "ssdd2",
         "ssdd2": "ssdd1",
     }
@@ -77,6 +78,16 @@ def variants(config: Config) -> dict[str, Variant]:
     }
 
 
+def parts(config: Config) -> dict[str, Variant]:
+    """The integration, in the seeds and in mode 2's modules, reduced to each of its parts."""
+    others = [name for name in PARTS if name != config.integration]
+    return {f"only_{name}": Variant("", f"integration = {name}", {"integration": name}, 1) for name in others}
+
+
+def switched(config: Config) -> dict[str, Variant]:
+    return variants(config) | parts(config)
+
+
 @dataclass(frozen=True)
 class Job:
     """Commands that run one after the other, once another job is done."""
@@ -85,6 +96,7 @@ class Job:
     config: Config
     commands: list[list[str]]
     after: str = ""
+    first: int = 0  # the mode that it begins with; the results of those before it are the base's
 
 
 def jobs(config: Config, seeds: int, variant_seeds: int) -> list[Job]:
@@ -105,11 +117,11 @@ def jobs(config: Config, seeds: int, variant_seeds: int) -> list[Job]:
             fixed = replace(own, seed_source=source)
             commands = [stages.arguments(fixed, stage) for stage in ("mode 4", "mode 3")]
             rest.append(Job(f"seed{seed} fixed {source}", fixed, commands, base))
-        for name, variant in variants(config).items():
+        for name, variant in switched(config).items():
             other = replace(own, modelid=name, **variant.fields)
             modes = stages.SSDD[variant.first :]
             commands = [[*stages.arguments(other, m), *(EVERY_EPOCH if m == "mode 0" else ())] for m in modes]
-            rest.append(Job(f"seed{seed} {name}", other, commands, base))
+            rest.append(Job(f"seed{seed} {name}", other, commands, base, variant.first))
     return bases + rest
 
 
@@ -181,9 +193,7 @@ def run_all(out: Path, todo: list[Job], side_by_side: int) -> None:
             raise InputError("stopped")
         started = time.perf_counter()
         try:
-            variant = variants(job.config).get(job.config.modelid)
-            if variant:
-                share_with_base(Path(job.config.out), job.config.modelid, variant.first)
+            share_with_base(Path(job.config.out), job.config.modelid, job.first)
             for command in job.commands:
                 run_command(command, out / "output" / f"{job.name.replace(' ', '_')}.txt")
         except BaseException:
@@ -228,8 +238,8 @@ def measure(config: Config, variant_seeds: int) -> dict:
     root = config.voc_root
     train, val = read_ids(root, "train"), read_ids(root, "val")
     found: dict[str, dict[str, list[float]]] = {}
-    for name in [BASE, *variants(config)]:
-        first = 1 if name == BASE else variants(config)[name].first
+    for name in [BASE, *switched(config)]:
+        first = 1 if name == BASE else switched(config)[name].first
         masks = stages.filled(stages.STAGES["mode 3"].folders[0], name)
         columns = {"network": f"{masks}/mask", "network + CRF": f"{masks}/crf"}
         if first < 2:
@@ -280,6 +290,17 @@ def as_markdown(config: Config, found: dict, nan: tuple[int, int], variant_seeds
     note = f"NaN in the released program for {nan[0]} of {nan[1]} training images, here a side without pixels counts 0"
     lines.append(f"| 10 | cannot be switched | {note} | | |")
     lines.append("| 11 | cannot be switched | the same masks, only judged | | |")
+    lines += [
+        "",
+        "What each part of the integration brings, in the raw seeds and inside mode 2; mIoU in percent:",
+        "",
+        "| the mask is chosen by | raw static seeds | network | network + CRF |",
+        "|---|---|---|---|",
+    ]
+    chosen_by = {name: variant.fields["integration"] for name, variant in parts(config).items()}
+    for name, what in {BASE: config.integration, **chosen_by}.items():
+        cells = [mean_and_spread(found[name][column]) for column in columns]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -288,19 +309,31 @@ def signed(differences: list[float]) -> str:
     return text if np.mean(differences) < 0 else f"+{text}"
 
 
+def compared_networks(config: Config, variant_seeds: int, minutes: dict[str, float]) -> str:
+    """Write study.md, which comes back, and study.json: what every switch does to seeds and networks."""
+    found, nan = measure(config, variant_seeds), one_sided(config)
+    counts = tuple(len(read_ids(config.voc_root, split)) for split in ("train", "val"))
+    text = as_markdown(config, found, nan, variant_seeds, counts)
+    content = {"config": asdict(config), "miou": found, "one_sided_images": nan, **minutes}
+    for name, written in {"study.md": text, "study.json": json.dumps(content, indent=1) + "\n"}.items():
+        with atomic_write(Path(config.out) / name) as temporary:
+            temporary.write_text(written, encoding="utf-8")
+    return text
+
+
 @program
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="runs of labels and static SSDD (default: 5)")
-    parser.add_argument("--variant-seeds", type=int, default=3, help="of those, with all networks (default: 3)")
+    parser.add_argument("--variant-seeds", type=int, default=3, help="of those, with networks (default: 3; 0: none)")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (default: 2)")
     add_flags(parser, "psa", "ssdd")
     config, arguments = parsed(parser, argv)
     given = [f"--{name}" for name in OF_ONE_STAGE if name in vars(arguments)]
     if given:
         raise InputError(f"{given[0]}: the study sets it itself; give the schedule with --static_epochs and the like")
-    if not 1 <= arguments.variant_seeds <= arguments.seeds or arguments.jobs < 1:
-        raise InputError("--jobs and --variant-seeds must be 1 or more, --seeds at least as many as --variant-seeds")
+    if not 0 <= arguments.variant_seeds <= arguments.seeds or arguments.jobs < 1:
+        raise InputError("--jobs must be 1 or more, --variant-seeds 0 or more, --seeds at least as many")
     if "out" not in vars(arguments):
         config = replace(config, out="study")
     out = Path(config.out)
@@ -312,31 +345,21 @@ def main(argv: list[str] | None = None) -> None:
     run_all(out, todo, arguments.jobs)
     minutes = (time.perf_counter() - started) / 60
 
-    found, nan = measure(config, arguments.variant_seeds), one_sided(config)
-    counts = tuple(len(read_ids(config.voc_root, split)) for split in ("train", "val"))
-    text = as_markdown(config, found, nan, arguments.variant_seeds, counts)
     seconds = sum(json.loads(path.read_text())["seconds"] for path in (out / "done").glob("*.json"))
-    content = {
-        "config": asdict(config),
-        "miou": found,
-        "one_sided_images": nan,
-        "minutes_of_this_start": minutes,
-        "minutes_of_all_jobs": seconds / 60,
-    }
-    for name, written in {"study.md": text, "study.json": json.dumps(content, indent=1) + "\n"}.items():
-        with atomic_write(out / name) as temporary:
-            temporary.write_text(written, encoding="utf-8")
-    print(text)
+    if arguments.variant_seeds:
+        minutes_of = {"minutes_of_this_start": minutes, "minutes_of_all_jobs": seconds / 60}
+        print(compared_networks(config, arguments.variant_seeds, minutes_of))
     runs = [str(out / f"seed{config.seed + n}") for n in range(arguments.seeds)]
     own = [f"--modelid={BASE}", "--voc-root", config.voc_root]
     rivals, tables = out / "rivals.md", out / "output" / "tables.txt"
     for log in (rivals, tables):
         log.unlink(missing_ok=True)
     run_command(["-m", "tools.seed_rivals", *runs, *own, "--json", str(out / "rivals.json")], rivals)
-    run_command(
-        ["-m", "tools.paper_tables", *runs[: arguments.variant_seeds], *own, "--into", str(out / "tables")], tables
-    )
-    print(rivals.read_text(encoding="utf-8"), tables.read_text(encoding="utf-8"), sep="\n")
+    print(rivals.read_text(encoding="utf-8"))
+    if arguments.variant_seeds:
+        with_networks = runs[: arguments.variant_seeds]
+        run_command(["-m", "tools.paper_tables", *with_networks, *own, "--into", str(out / "tables")], tables)
+        print(tables.read_text(encoding="utf-8"))
     print(f"study: {len(todo)} jobs, {seconds / 60:.0f} min of work, {minutes:.0f} min since this start; all in {out}")
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import Dataset
 
-from datasets.transforms import as_tensor, colour_jitter, normalise, random_crop_or_pad, random_flip, random_long_side
+from datasets.transforms import colour_jitter, normalise, random_crop_or_pad, random_flip, random_long_side
 from datasets.voc import read_present, read_reduced
 
 
@@ -25,7 +25,7 @@ class ImageLabelSamples(Dataset):
     def __getitem__(self, index: int) -> dict:
         image_id = self.ids[index]
         pixels, _ = read_reduced(self.root, image_id, self.sides[1])
-        image = random_long_side(as_tensor(pixels), self.sides)
+        image = random_long_side(pixels, self.sides)
         x = normalise(colour_jitter(*random_flip([image])))
         (x,) = random_crop_or_pad([x], self.crop)
         return {"id": image_id, "x": x, "present": torch.from_numpy(read_present(self.root, image_id))}

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as F
 
 from datasets.errors import InputError
 from datasets.seed_store import load_differences, read_seed, store_path
-from datasets.transforms import as_tensor, draw_jitter, random_flip, random_square, resize_square
+from datasets.transforms import Square, as_tensor, cut, draw_jitter, random_square, resize_square
 from datasets.voc import class_names, read_present, read_reduced
 
 
@@ -63,27 +62,26 @@ class SeedSamples(Dataset):
         pixels, size = read_reduced(self.root, image_id, self.sides[1] if self.sides else self.crop)
         present = read_present(self.root, image_id)
         seeds = [read_seed(folder, image_id, size, present, classes) for folder in self.seeds.values()]
-        tensors = [as_tensor(pixels), *(torch.from_numpy(seed.maps) for seed in seeds)]
-        if self.differences is not None:
-            maps = self._read_differences(image_id)
-            tensors.append(maps)
         if self.sides is not None:
-            tensors = random_square(tensors, self.sides, self.crop)
+            square = random_square(self.sides, self.crop)
         else:
-            tensors = resize_square(random_flip(tensors) if self.jitter_and_flip else tensors, self.crop)
-        small, *moved = resize_square(tensors, self.crop // 4)
+            square = Square(self.crop, flip=self.jitter_and_flip and bool(torch.rand(()) < 0.5))
+        image = cut(as_tensor(pixels), square, self.crop)
         sample = {
             "id": image_id,
-            "image": tensors[0],
-            "small": small.movedim(0, -1),
+            "image": image,
+            "small": resize_square(image, self.crop // 4).movedim(0, -1),
             "present": torch.from_numpy(present),
         }
-        for name, seed, own in zip(self.seeds, seeds, moved, strict=False):
-            sample[name] = torch.from_numpy(seed.classes)[own.argmax(dim=0)]
+        for name, seed in zip(self.seeds, seeds, strict=True):
+            maps = cut(torch.from_numpy(seed.maps), square, self.crop, self.crop // 4)
+            sample[name] = torch.from_numpy(seed.classes[maps.numpy().argmax(axis=0)])
         if self.sides is not None or self.jitter_and_flip:
             sample["order"], sample["factors"] = draw_jitter()
         if self.differences is not None:
-            d = moved[-1] if self.differences.move else F.resize(maps, [self.crop // 4] * 2, antialias=False)
+            d = self._read_differences(image_id)
+            # Not moved they keep their size, as they are made for this crop.
+            d = cut(d, square, self.crop, self.crop // 4) if self.differences.move else d
             sample["d_k"], sample["d_a"] = d[:1], d[1:]
         return sample
 

@@ -16,7 +16,6 @@ from settings.common import CELL
 RADIUS = 5  # affinity is known between cells strictly closer than this
 
 
-
 class AffinityNet(ResNet38):
     """Backbone with three side outputs joined into the features whose differences are affinities.
 

@@ -28,21 +28,23 @@ def class_pixels(mask: Tensor, classes: int) -> Tensor:
     return count.scatter_add_(1, classes_and_unknown, torch.ones_like(classes_and_unknown))[:, :classes]
 
 
-def missing_class_flags(knowledge: Tensor, advice: Tensor, present: Tensor, kept: bool = False) -> Tensor:
+def missing_class_flags(knowledge: Tensor, advice: Tensor, present: Tensor, poster: bool = False) -> Tensor:
     """Which foreground classes of the image's label did the advice lose?
 
     1 where |A=c| / max(|K=c|, 1) < 0.5, so a labelled class that neither mask contains is flagged; background never is.
 
     Args:
-        kept: the rule as the poster prints it, ratio > 0.5, which flags the classes that the advice kept.
+        poster: as the poster prints it, 1 − b with b = [ratio > 0.5], which counts background like a labelled class
+            and exactly half as lost. Its sign in the integration comes out the same: b_A − b_K = flag(K) − flag(A).
 
     Returns:
         N×C float32 of zeros and ones.
     """
     classes = present.shape[1]
     ratio = class_pixels(advice, classes) / class_pixels(knowledge, classes).clamp(min=1)
-    flags = (ratio > 0.5 if kept else ratio < 0.5) * present.float()
-    return F.pad(flags[:, 1:], (1, 0))
+    if poster:
+        return (ratio <= 0.5) * present.float()
+    return F.pad(((ratio < 0.5) * present.float())[:, 1:], (1, 0))
 
 
 def integrate(

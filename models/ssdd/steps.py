@@ -7,6 +7,7 @@ DD-Net's inputs are detached, so one backward of `loss_seg + loss_dd` trains eac
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from models.ssdd.ddnet import DDNet
@@ -26,7 +27,8 @@ class Integration(NamedTuple):
 
     bias: float = 0.4
     bg: float = 0.0
-    flag_kept: bool = False  # for the integration only; the difference loss always skips images that lost a class
+    poster_flags: bool = False  # for the integration only; the difference loss always skips images that lost a class
+    parts: str = "both"  # that choose: "maps", "flags", "both", or none: always "knowledge" or always "advice"
 
 
 class ModuleResult(NamedTuple):
@@ -52,9 +54,22 @@ def integrated(
     knowledge: Tensor, advice: Tensor, d_k: Tensor, d_a: Tensor, present: Tensor, how: Integration
 ) -> ModuleResult:
     """Flags and integrated mask for difference logits that are known already."""
-    flags = missing_class_flags(knowledge, advice, present, how.flag_kept)
-    refined = integrate(knowledge, advice, d_k, d_a, flags, how.bias, how.bg)
+    flags = missing_class_flags(knowledge, advice, present, how.poster_flags)
+    refined = chosen(knowledge, advice, d_k, d_a, flags, how)
     return ModuleResult(knowledge, advice, d_k, d_a, flags, refined)
+
+
+def chosen(knowledge: Tensor, advice: Tensor, d_k: Tensor, d_a: Tensor, flags: Tensor, how: Integration) -> Tensor:
+    """The integrated mask by those parts of the rule that `how` names: what each of them brings."""
+    if how.parts in ("knowledge", "advice"):
+        # Nothing but a bias, larger than any that could be: it yields only where its mask is unknown.
+        zero, bias = torch.zeros_like(d_k), 1.0 if how.parts == "advice" else -1.0
+        return integrate(knowledge, advice, zero, zero, torch.zeros_like(flags), bias)
+    if how.parts == "flags":
+        d_k = d_a = torch.zeros_like(d_k)
+    if how.parts == "maps":
+        flags = torch.zeros_like(flags)
+    return integrate(knowledge, advice, d_k, d_a, flags, how.bias, how.bg)
 
 
 class StepResult(NamedTuple):
@@ -114,8 +129,18 @@ class DynamicStep(nn.Module):
         self.segmentation, self.ddnet, self.how = segmentation, ddnet, how
         self.alpha, self.seed_target, self.crf = alpha, seed_target, crf
 
-    def forward(self, x: Tensor, present: Tensor, images: Tensor, seed: Tensor) -> StepResult:
-        """x N×3×H×W normalised; present N×C; images N×H/4×W/4×3 uint8 for the CRF; seed m_ssdd0 N×H/4×W/4."""
+    def forward(
+        self, x: Tensor, present: Tensor, images: Tensor, seed: Tensor, seed_teaches: bool = False
+    ) -> StepResult:
+        """One step.
+
+        Args:
+            x: N×3×H×W normalised.
+            present: N×C.
+            images: N×H/4×W/4×3 uint8, for the CRF.
+            seed: m_ssdd0, N×H/4×W/4.
+            seed_teaches: both heads learn the seed alone, in place of m_ssdd2 (ours).
+        """
         encoded = self.segmentation.encoder(x)
         main, main_features = upsample_twice(self.segmentation.seg_main(encoded.conv6))
         crf_masks = self.crf(images, main, present)
@@ -135,5 +160,6 @@ class DynamicStep(nn.Module):
         loss_seed = seed_difference_loss(second.d_k, seed, m_sub) + seed_difference_loss(second.d_a, target, m_sub)
         # The sum of four maps' losses over 4; loss_crf is the mean of its two.
         loss_dd = (2 * loss_crf + loss_seed) / 4
-        loss_seg = dynamic_segmentation_loss(main, sub, seed, second.refined, self.alpha)
+        teacher = seed if seed_teaches else second.refined
+        loss_seg = dynamic_segmentation_loss(main, sub, seed, teacher, self.alpha)
         return StepResult(loss_seg, loss_dd, (first, second), (main, sub))

@@ -86,7 +86,7 @@ def write_pictures(config: Config, step: RecurSeedStep, ids: list[str], epoch: i
 def whole_images(config: Config, ids: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
     """N×3×crop×crop normalised, the aspect ratio not kept, and their labels N×C."""
     side, root = config.recurseed_crop, config.voc_root
-    images = [resize_square([as_tensor(read_reduced(root, image_id, side)[0])], side)[0] for image_id in ids]
+    images = [resize_square(as_tensor(read_reduced(root, image_id, side)[0]), side) for image_id in ids]
     present = torch.stack([torch.from_numpy(read_present(root, image_id)) for image_id in ids])
     layout = distributed.memory_format(device, config.width)
     x = normalise(torch.stack(images).to(device)).contiguous(memory_format=layout)

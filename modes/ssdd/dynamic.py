@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from datasets.samples.seeds import StoredDifferences
 from datasets.seed_store import store_path
-from engine import distributed, runs, stages
+from engine import checkpoint, distributed, runs, stages
 from engine.training import Losses
 from engine.workers import Workers, at_most_cores, crf_kernel
 from models.crf import masks_after_crf
 from models.exact_crf import exact_masks
+from models.ssdd.segmentation import SegmentationNetwork
 from models.ssdd.steps import DynamicStep, StepResult, integrated
 from modes.ssdd.networks import (
     build,
@@ -33,7 +35,7 @@ MODULES = {"Module 1: the network's mask": ("mask", "after CRF"), "Module 2: the
 
 def run(config: Config) -> None:
     config = config.stage(config.dynamic_epochs)
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, ("--bn", config.bn))
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
     ids = runs.image_ids(config, config.train_split)
@@ -44,7 +46,7 @@ def run(config: Config) -> None:
 
     torch.manual_seed(config.seed)
     segmentation, ddnet = build(config, dynamic=True)
-    weights = start_from_classifier(config, segmentation)
+    weights = start(config, segmentation)
     runs.claim(config, STAGE, [weights, *samples.seeds.values(), differences.folder, *runs.training_data(config)])
     last = stages.checkpoint_path(folder, "seg", config.epochs)
     if last.exists():
@@ -58,22 +60,34 @@ def run(config: Config) -> None:
         freeze_for_ssdd(step, segmentation)
         parallel = distributed.data_parallel(step, device)
 
-        def result_of(batch: dict, network=step) -> StepResult:
+        def result_of(batch: dict, network=step, epoch: float = config.epochs) -> StepResult:
             masks, maps = (batch["knowledge"], batch["advice"]), (batch["d_k"], batch["d_a"])
             m_ssdd0 = integrated(*masks, *maps, batch["present"], seed_integration(config)).refined
-            return network(network_input(batch, layout), batch["present"], batch["small"], m_ssdd0)
+            seed_teaches = epoch < config.seed_epochs
+            return network(network_input(batch, layout), batch["present"], batch["small"], m_ssdd0, seed_teaches)
 
-        def losses(batch: dict, _epoch: float) -> Losses:
+        def losses(batch: dict, epoch: float) -> Losses:
             with distributed.autocast(device, config.precision):
-                result = result_of(batch, parallel)
-            return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
+                result = result_of(batch, parallel, epoch)
+            return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result, batch["present"])
 
-        columns = partial(write_columns, folder, samples, config.pictures, MODULES, seed=2)
+        columns = partial(write_columns, folder, samples, config.pictures, MODULES, 2, integration(config))
         train_ssdd(config, STAGE, device, step, samples, losses, result_of, columns)
     if distributed.rank() == 0:
         refresh(config, stages.STAGES[STAGE].page)
         print(f"mode 2: wrote {last}, pictures in {folder / 'imgs'}")
         print(f"next: {stages.command(config, 'mode 3')}")
+
+
+def start(config: Config, segmentation: SegmentationNetwork) -> Path:
+    """Fill the network with what --dynamic_start names, both heads alike where that has one; the file it came from."""
+    if config.dynamic_start == "classifier":
+        return start_from_classifier(config, segmentation)
+    weights = runs.last_checkpoint(config, "mode 0", "seg", config.static_checkpoint)
+    state = checkpoint.load_state(weights)
+    heads = {key.replace("seg_main.", "seg_sub.", 1): value for key, value in state.items() if "seg_main." in key}
+    checkpoint.fill(segmentation, state | heads, weights)
+    return weights
 
 
 def training_crf(config: Config, workers: Workers) -> Callable:

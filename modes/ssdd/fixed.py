@@ -24,6 +24,7 @@ from modes.ssdd.networks import (
     build,
     final_network,
     freeze_for_ssdd,
+    keeps_checkpoint,
     network_input,
     segmentation_optimiser,
     start_from_classifier,
@@ -38,7 +39,7 @@ STAGE = "mode 4"
 def run(config: Config) -> None:
     config = config.stage(config.static_epochs)
     samples = fixed_seeds(config, runs.image_ids(config, config.train_split))
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, ("--bn", config.bn))
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
 
@@ -65,7 +66,7 @@ def run(config: Config) -> None:
         return {"loss_seg": cross_entropy(logits, batch["seed"])}, {}
 
     def after_epoch(epoch: int, history: History | None) -> None:
-        if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
+        if distributed.rank() == 0 and keeps_checkpoint(config, epoch):
             checkpoint.save_weights(stages.checkpoint_path(folder, "seg", epoch), segmentation, config, classes)
 
     training = Training(
@@ -98,8 +99,8 @@ def started(config: Config) -> tuple[nn.Module, list[Path]]:
     if config.network == "resnet38":
         segmentation, _ = build(config, dynamic=False)
         return segmentation, [start_from_classifier(config, segmentation)]
-    if config.bn < 2 and learns_batchnorm(config):
-        raise InputError(f"--bn={config.bn}: {config.network} learns BatchNorm, which needs 2 images or more")
+    if distributed.share(config.bn) < 2 and learns_batchnorm(config):
+        raise InputError(f"--bn={config.bn}: {config.network} learns BatchNorm, which needs 2 images a process or more")
     network = final_network(config, len(class_names(config.voc_root)))
     return network, start_from_imagenet(config, network)
 

@@ -67,7 +67,7 @@ def seed_integration(config: Config) -> Integration:
 
 def _integration(config: Config, bias: float, bg: float) -> Integration:
     sign = 1 if config.bias_favours == "advice" else -1
-    return Integration(sign * bias, bg, config.flag_rule == "kept")
+    return Integration(sign * bias, bg, config.flag_rule == "poster", config.integration)
 
 
 def pair_samples(
@@ -140,6 +140,11 @@ def network_input(batch: dict, layout: torch.memory_format) -> torch.Tensor:
     return normalise(images).contiguous(memory_format=layout)
 
 
+def keeps_checkpoint(config: Config, epoch: int) -> bool:
+    """Whether the weights after `epoch` epochs stay: every few epochs, those that mode 1 takes, and the last."""
+    return epoch % config.checkpoint_epochs == 0 or epoch in (config.static_checkpoint, config.epochs)
+
+
 def train_ssdd(
     config: Config,
     stage: str,
@@ -176,7 +181,7 @@ def train_ssdd(
         if counts:
             history.epoch(epoch, {f"miou_{what}": mean_iou(total) for what, total in counts.items()})
         train_with_frozen_batchnorm(step)
-        if distributed.rank() == 0 and (epoch % config.checkpoint_epochs == 0 or epoch == config.epochs):
+        if distributed.rank() == 0 and keeps_checkpoint(config, epoch):
             classes = class_names(config.voc_root)
             for name, network in (("ssdd", step.ddnet), ("seg", step.segmentation)):
                 checkpoint.save_weights(stages.checkpoint_path(folder, name, epoch), network, config, classes)
@@ -186,7 +191,7 @@ def train_ssdd(
         folder=folder,
         networks={"segmentation": step.segmentation, "ddnet": step.ddnet},
         optimisers=optimisers_of(step, config),
-        rate=cosine_rate(config.lr, config.epochs),
+        rate=cosine_rate(config.lr, config.epochs, config.warmup_epochs if stage == "mode 2" else 0),
         samples=samples,
         batch=config.bn,
         batch_flag="--bn",

@@ -37,7 +37,8 @@ def run(config: Config) -> None:
     step = StaticStep(segmentation, ddnet, integration(config)).to(device, memory_format=layout).eval()
 
     def is_done(image_id: str) -> bool:
-        return store_path(folder, image_id).exists()
+        names = (f"{image_id}{end}" for end in (".npz", ".png", "_dk.png", "_da.png"))
+        return all((folder / name).exists() for name in names)
 
     refreshed = partial(refresh_now_and_then, config)
     how, pair = seed_integration(config), tuple(samples.seeds.values())

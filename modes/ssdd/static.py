@@ -25,7 +25,7 @@ STAGE = "mode 0"
 
 def run(config: Config) -> None:
     config = config.stage(config.static_epochs)
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, ("--bn", config.bn))
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
     samples = pair_samples(config, runs.image_ids(config, config.train_split), config.static_side)
@@ -48,10 +48,10 @@ def run(config: Config) -> None:
     def losses(batch: dict, _epoch: float) -> Losses:
         with distributed.autocast(device, config.precision):
             result = result_of(batch, parallel)
-        return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result)
+        return {"loss_seg": result.loss_seg, "loss_dd": result.loss_dd}, module_figures(result, batch["present"])
 
     titles = {"SSDD module": tuple(source.title for source in seeds.pair(config))}
-    columns = partial(write_columns, folder, samples, config.pictures, titles, seed=1)
+    columns = partial(write_columns, folder, samples, config.pictures, titles, 1, integration(config))
     train_ssdd(config, STAGE, device, step, samples, losses, result_of, columns)
     if distributed.rank() == 0:
         refresh(config, stages.STAGES[STAGE].page)

@@ -57,6 +57,7 @@ def curves_of(title: str, lines: list[dict]) -> list[dict]:
     charts = {
         "loss": lambda name: name.startswith("loss"),
         "share of pixels with advice taken, of images flagged": lambda name: name.startswith(("advice", "flagged")),
+        "share of the labelled classes that the network's own mask shows": lambda name: name == "shown",
         "share of ignored, foreground and background pixels, of images mixed": lambda name: name.startswith("share"),
         "mIoU of the logged pictures, %": lambda name: name.startswith("miou"),
         "learning rate": lambda name: name == "learning_rate",

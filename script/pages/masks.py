@@ -42,9 +42,9 @@ def scores(counts: np.ndarray) -> dict[str, float]:
     return figures | ({"all": round(100 * float(per_class[there].mean()), 1)} if there else {})
 
 
-def grid(mask: np.ndarray) -> str:
-    """A mask on GRID×GRID cells, row by row, as runs "class*length"."""
-    rows, columns = (((np.arange(GRID) + 0.5) * side / GRID).astype(int) for side in mask.shape)
+def grid(mask: np.ndarray, size: tuple[int, int] = (GRID, GRID)) -> str:
+    """A mask on the cells of a grid (rows, columns), row by row, as runs "class*length"."""
+    rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in zip(size, mask.shape, strict=True))
     cells = mask[np.ix_(rows, columns)].ravel().tolist()
     return ",".join(f"{value}*{len(list(run))}" for value, run in groupby(cells))
 

@@ -7,7 +7,7 @@ function training_view() {
   let epoch = data.epochs.indexOf(+state.epoch);
   if (epoch < 0) epoch = data.epochs.length - 1;
   const at_once = () => +(state.size ?? 2);
-  let shown = [];
+  let shown = [], redraw = [];
 
   const url = (sample, what) => what === "photo" ? `${data.pictures}${sample.id}.jpg` : what === "truth" ? sample.truth
     : sample.grids[data.epochs[epoch]] ? `${data.pictures}${sample.id}_${String(data.epochs[epoch]).padStart(4, "0")}_${what}.png` : null;
@@ -21,6 +21,7 @@ function training_view() {
   function show() {
     const visible = samples.slice(first, first + at_once());
     shown = [];
+    redraw = [];
     list.classList.toggle("one", visible.length < 2);
     list.replaceChildren(...visible.map(sample_card));
     sample_steps.count.textContent = samples.length ? `sample ${first + 1}${visible.length > 1 ? "–" + (first + visible.length) : ""} of ${samples.length}` : "none";
@@ -77,6 +78,11 @@ function training_view() {
         hover(area, (x, y) => hint_of(sample, group, x, y));
         strip.append(el("figure", { "data-key": what }, area, el("figcaption", {}, ...title_of(title))));
       }
+      if (sample.modules?.[group.title]) {
+        const [figure, draw] = integrated_figure(sample, group.title);
+        strip.append(figure);
+        redraw.push(draw);
+      }
       card.append(strip);
     }
     return card;
@@ -98,6 +104,7 @@ function training_view() {
   bar.append(epoch_steps.box, slider, sample_steps.box,
     select("size", "at once", ["1", "2", "4", "8"].map((n) => [n, n]), String(at_once()), (value) => { remember({ size: value }); show(); }),
     class_filter(data.samples.map((sample) => sample.classes), (value) => { first = 0; remember({ class: value }); choose(); }));
+  if (data.rule) bar.append(...rule_controls(() => redraw.forEach((draw) => draw())));
   const box = reload_box();
   if (box) bar.append(box);
   const there = [...new Set(data.samples.flatMap((sample) => sample.classes))].sort((a, b) => a - b);

@@ -1,12 +1,15 @@
 """sssdd.html, dssdd.html, recurseed.html and the like: the pictures that a training run logs, epoch by epoch."""
 
+import base64
 from pathlib import Path
 
+import numpy as np
+
 from datasets.errors import InputError
-from datasets.voc import IGNORE, mask_path
+from datasets.voc import IGNORE, mask_path, read_mask, read_present
 from engine import history, stages
 from script.pages.document import link, read_json
-from script.pages.masks import grid_of, stamped
+from script.pages.masks import grid, grid_of, stamped
 from settings.config import Config
 
 
@@ -18,7 +21,12 @@ def training_page(config: Config, stage: str, folder: Path) -> dict:
     if not logged or not done or not logged["ids"]:
         raise InputError(f"There are no pictures yet: {stages.command(config, stage)} writes them.")
     samples = [sample(config, run / "imgs", folder, image_id, done, logged["masks"]) for image_id in logged["ids"]]
+    scored = logged.get("scores", {})
+    for one in samples:
+        stem = run / "imgs" / f"{one['id']}_{done:04d}"
+        one["modules"] = {title: module(config, stem, one["id"], *names) for title, names in scored.items()}
     return {
+        "rule": {"bias": logged["bias"], "bg": logged["bg"]} if scored else None,
         "view": "training",
         "note": f"{len(samples)} training images, logged after every epoch; {done} of {epochs} epochs are done. "
         + logged.get("about", ""),
@@ -46,6 +54,24 @@ def sample(config: Config, pictures: Path, folder: Path, image_id: str, done: in
         "truth": link(Path(truth[0]), folder) if truth else None,
         "truth_grid": grid_of(*truth) if truth else "",
     }
+
+
+def module(config: Config, stem: Path, image_id: str, k: str, a: str, score: str) -> dict:
+    """Knowledge, advice, true mask and σ(d_K) − σ(d_A) of one image on the maps' grid: what the page integrates anew.
+
+    Args:
+        stem: of the pictures of the image and the epoch.
+        k, a, score: what follows it in the names of the three files.
+    """
+    masks = {"k": read_mask(Path(f"{stem}_{k}.png"), IGNORE), "a": read_mask(Path(f"{stem}_{a}.png"), IGNORE)}
+    size = masks["k"].shape
+    truth = mask_path(config.voc_root, image_id)
+    if truth.exists():
+        masks["truth"] = read_mask(truth)
+    runs = {what: grid(mask, size) for what, mask in masks.items()}
+    values = np.load(f"{stem}_{score}.npy", allow_pickle=False).astype("<i2").reshape(size)
+    present = np.flatnonzero(read_present(config.voc_root, image_id)).tolist()
+    return {"size": size, "present": present, "score": base64.b64encode(values.tobytes()).decode()} | runs
 
 
 def progress_of(folder: Path) -> tuple[int, int]:
