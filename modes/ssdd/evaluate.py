@@ -69,6 +69,7 @@ def run(config: Config) -> None:
         return all((kind / f"{image_id}.png").exists() for kind in kinds.values())
 
     images = SquareImages(config.voc_root, ids, config.eval_size)
+    write = write_masks if config.network == "resnet38" else write_masks_of_mean
     refreshed = partial(refresh_now_and_then, config, "val")
     with image_pass(config, STAGE, folder, ids, is_done, refreshed, ("--eval_batch", config.eval_batch)) as left:
         for batch in Batches(config, images, left.keys(), device):
@@ -77,9 +78,7 @@ def run(config: Config) -> None:
             for image_id, maps in zip(batch["id"], summed.cpu().numpy(), strict=True):
                 outputs = [kind / f"{image_id}.png" for kind in kinds.values()]
                 photo = image_path(config.voc_root, image_id)
-                own = maps if config.network == "resnet38" else maps / (2 * len(config.eval_scales))
-                flat = config.network == "resnet38"
-                left.write(image_id, write_masks, photo, own, outputs, config.crf_eval, crf_kernel(config), flat)
+                left.write(image_id, write, photo, maps, outputs, config.crf_eval, crf_kernel(config))
     if distributed.rank() == 0:
         report(config, STAGE, ids, kinds)
         if config.submit:
@@ -89,21 +88,31 @@ def run(config: Config) -> None:
         print(f"next: python -m tools.predict PICTURES --weights {weights} --out masks")
 
 
-def write_masks(
-    photo: Path, summed: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel, flat: bool = True
-) -> None:
+def write_masks(photo: Path, summed: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel) -> None:
     """Write the mask of one image without and with CRF, at the image's own size.
 
     Args:
         photo: file of the image.
-        summed: C×s×s, the sum of softmaxes over scales and mirrors; their mean where not `flat`.
-        flat: give the CRF the softmax of that sum, as SSDD does; otherwise the mean itself, as DeepLab does.
+        summed: C×s×s, the sum of softmaxes over scales and mirrors.
     """
     image = open_image(photo)
     # The softmax of a sum of probabilities is flat; the published evaluation feeds just that to the CRF.
     probabilities = torch.softmax(resize(torch.from_numpy(summed)[None], image.shape[:2]), dim=1)[0].numpy()
-    if not flat:
-        probabilities = resize(torch.from_numpy(summed)[None], image.shape[:2])[0].numpy()
+    write_both(image, probabilities, outputs, iterations, kernel)
+
+
+def write_masks_of_mean(
+    photo: Path, summed: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel
+) -> None:
+    """`write_masks` whose CRF is given the mean of the softmaxes, as DeepLab's is."""
+    image = open_image(photo)
+    mean = torch.from_numpy(summed / summed.sum(axis=0))
+    write_both(image, resize(mean[None], image.shape[:2])[0].numpy(), outputs, iterations, kernel)
+
+
+def write_both(
+    image: np.ndarray, probabilities: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel
+) -> None:
     refined = dense_crf(image, probabilities, iterations, kernel)
     for path, maps in zip(outputs, (probabilities, refined), strict=True):
         write_mask(path, maps.argmax(axis=0).astype(np.uint8))
