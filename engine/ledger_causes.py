@@ -4,7 +4,8 @@ These are no findings: nothing of them has been seen in the run. What can be pro
 """
 
 from engine import stages
-from engine.ledger import Entry, Finding, Run
+from engine.ledger import EVALUATIONS, Entry, Finding, Run
+from evaluation.expected import COCO
 
 # Each with {root} of the data, {folder} of the stage, {out}, {modelid}, {command} of the stage.
 LIST = (
@@ -95,6 +96,11 @@ SUPERPIXELS = (
     "other superpixels than the authors', which they offer for download",
     "python -m prepare_labels.train_icd --superpixels FOLDER --fresh",
 )
+PAINTED = (
+    "masks",
+    "true masks painted otherwise: the smaller or the later instance on top, crowds in or out: that is points of mIoU",
+    "cat {root}/masks.json",
+)
 
 LIKELY = {
     "train_cls": (WEIGHTS, batch("cls_batch", 16), LIST),
@@ -154,7 +160,6 @@ def likely(run: Run, entry: Entry) -> list[Finding]:
     """The likely causes of a stage's figure, the likeliest first."""
     names = {"root": run.root, "folder": entry.folder, "out": run.out, "modelid": run.modelid}
     names["command"] = stages.STAGES[entry.stage].command
-    return [
-        Finding(cause, text, command.format(**names))
-        for cause, text, command in LIKELY.get(entry.stage, (WEIGHTS, LIST))
-    ]
+    painted = (PAINTED,) if run.data == COCO and entry.stage in EVALUATIONS else ()
+    causes = (*painted, *LIKELY.get(entry.stage, (WEIGHTS, LIST)))
+    return [Finding(cause, text, command.format(**names)) for cause, text, command in causes]

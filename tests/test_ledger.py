@@ -184,9 +184,12 @@ def test_published_figures_of_a_run(data, recipe, tmp_path):
     config = replace(Config(), recipe=recipe)
     entries = [ledger.Entry(stage, tmp_path, {}) for stage in ("mode 0", "mode 2")]
     entries += [ledger.Entry("mode 4", tmp_path, {"network": "deeplabv3plus"}, "truth")]
-    known = ledger.published(ledger.Run(tmp_path, "ssdd", tmp_path, data, config, tuple(entries), ()))
+    run = ledger.Run(tmp_path, "ssdd", tmp_path, data, config, tuple(entries), ())
+    known = ledger.published(run)
     assert {e.data for e in known.figures} == {data} and known.lists["train"]
     here = [known.settings[entry.key] for entry in entries]
     assert [s["epochs"] for s in here] == [16, 41, 45] and [s["lr"] for s in here] == [1e-3, 1e-3, 7e-3]
     own = [e.figures for e in known.figures if e.stage == "mode 3" and not e.on and e.judged]
+    causes = [cause.cause for cause in ledger_causes.likely(run, ledger.Entry("recurseed evaluate", tmp_path, {}))]
+    assert (causes[0] == "masks") == (data == expected.COCO) and "unpublished" in causes
     assert own == {expected.VOC: [(64.9,) if recipe == "paper" else (65.4,)], expected.COCO: []}[data]
