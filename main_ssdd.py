@@ -10,6 +10,8 @@
     python main_ssdd.py --mode=4 --seed_source=psa    train the segmentation network alone on fixed seeds: psa, psa_crf,
                                                       ssdd (of mode 1), truth, or masks:FOLDER
     python main_ssdd.py --mode=3 --seed_source=psa    evaluate that network
+    python main_ssdd.py --mode=4 --seed_source=psa --network=deeplabv3plus --weights=resnet101.pth    another network on
+                                                      them, and --mode=3 --seed_source=psa --network=deeplabv3plus
 
 One GPU or the CPU as above; several GPUs:
 
@@ -37,6 +39,8 @@ def check_mode(config: Config, mode: str) -> None:
     """Refuse flags that the mode would leave aside."""
     if config.seed_source and mode not in "34":
         raise InputError(f"--seed_source={config.seed_source}: belongs to --mode=4 and to the --mode=3 after it")
+    if config.network != "resnet38" and not config.seed_source:
+        raise InputError(f"--network={config.network}: belongs to --mode=4 and --mode=3 with --seed_source")
     check_submission(config, mode, "3")
 
 

@@ -117,14 +117,17 @@ class Metered:
 
 
 @contextmanager
-def open_zip(file: BinaryIO, most: int) -> Iterator[zipfile.ZipFile]:
+def open_zip(file: BinaryIO, most: int, directory: int = _LARGEST_DIRECTORY) -> Iterator[zipfile.ZipFile]:
     """A zip archive of whose parts at most `most` bytes can be read, packed or unpacked.
+
+    Args:
+        directory: bytes that the list of its parts may take.
 
     Raises:
         ValueError: its directory is too long, its parts claim more, or are packed in an unusual way.
         zipfile.BadZipFile: it is damaged.
     """
-    metered = Metered(file, _LARGEST_DIRECTORY)
+    metered = Metered(file, directory)
     with zipfile.ZipFile(metered) as archive:
         parts = archive.infolist()
         # Python's readers of the other ways unpack without a bound, whatever a part claims.

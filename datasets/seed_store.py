@@ -22,7 +22,7 @@ from settings.common import CELL
 VERSION = 1
 _LARGEST_SIDE = 1 << 14
 _MOST_FIELDS = 16
-_LARGEST_STORE = 1 << 27  # bytes of one image's maps, unpacked
+LARGEST_STORE = 1 << 27  # bytes of one image's maps, unpacked
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def load_maps(path: str | Path) -> SeedMaps:
     Raises:
         InputError: the file is missing, damaged, or of another version.
     """
-    fields = _read_fields(Path(path), ("classes", "size", "maps", "made_by"))
+    fields = read_fields(Path(path), ("classes", "size", "maps", "made_by"))
     classes, maps = fields["classes"], fields["maps"]
     if classes.ndim != 1 or not set(classes.tolist()) <= set(range(IGNORE)) or fields["size"].dtype.kind != "i":
         raise InputError(f"{path}: the fields classes or size cannot be right; make it anew")
@@ -170,7 +170,7 @@ def load_differences(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: the file is missing, damaged, or of another version.
     """
-    fields = _read_fields(Path(path), ("d_k", "d_a"))
+    fields = read_fields(Path(path), ("d_k", "d_a"))
     d_k, d_a = fields["d_k"], fields["d_a"]
     if d_k.dtype != np.float32 or d_k.ndim not in (2, 3) or d_a.dtype != np.float32 or d_a.shape != d_k.shape:
         raise InputError(f"{path}: not a pair of difference maps ({d_k.dtype} {d_k.shape}, {d_a.dtype} {d_a.shape})")
@@ -202,9 +202,14 @@ def _array(name: str, content: bytes) -> np.ndarray:
     return np.frombuffer(values, kind).reshape(shape, order="F" if fortran else "C")
 
 
-def _read_fields(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_fields(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays of a stored file as they are.
+
+    Raises:
+        InputError: the file is missing, damaged, of another version, or lacks a `needed` one.
+    """
     try:
-        with open_regular(path, _LARGEST_STORE) as file, open_zip(file, _LARGEST_STORE) as archive:
+        with open_regular(path, LARGEST_STORE) as file, open_zip(file, LARGEST_STORE) as archive:
             parts = archive.infolist()
             if len(parts) > _MOST_FIELDS:
                 raise ValueError(f"over {_MOST_FIELDS} fields")

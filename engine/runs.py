@@ -14,6 +14,7 @@ from datasets.errors import InputError
 from datasets.files import atomic_write, open_regular, read_bytes, remove_partial
 from datasets.voc import CLASSES_FILE, annotation_path, check_pixels, image_path, list_path, read_ids
 from engine import distributed, locks, stages
+from settings import crf
 from settings.config import Config, from_stored, settings_of
 
 _LARGEST_CONFIG = 1 << 20
@@ -106,6 +107,7 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
     relevant = {name: own[name] for name in (*settings_of(stage), "made_from")}
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
     own["stage"] = stage
+    own["crf_used"] = crf.used_by(stage, own)
     images = list_path(config.voc_root, split)
     own["list"] = digest(images) if images.exists() else ""
     own["versions"] = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}

@@ -160,12 +160,14 @@ TRUTH, MASKS, SEGMENTS = "truth", "masks:", "segments:"
 
 def folder(config: Config, stage: str, which: int = 0) -> Path:
     """The folder that a stage of this run fills; which: of its folders."""
-    return Path(config.out) / filled(STAGES[stage].folders[which], config.modelid, config.seed_source)
+    template = STAGES[stage].folders[which]
+    return Path(config.out) / filled(template, config.modelid, config.seed_source, config.network)
 
 
-def filled(template: str, modelid: str, source: str = "") -> str:
+def filled(template: str, modelid: str, source: str = "", network: str = "resnet38") -> str:
     """A folder of the table with the names of a run in it."""
     fixed = f"fixed_{re.sub(r'[:/]', '_', source)}_" if source else ""  # a seed folder's name may hold both
+    fixed += f"{network}_" if source and network != "resnet38" else ""
     return template.format(modelid=modelid, fixed=fixed)
 
 

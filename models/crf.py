@@ -2,27 +2,19 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 import numpy as np
 import pydensecrf.densecrf as densecrf
 import torch
 from torch import Tensor
 
+from settings.crf import CrfKernel
 
-@dataclass(frozen=True)
-class CrfKernel:
-    """The pairwise terms; the published setting is the default. Distances in pixels, colours in 0…255."""
-
-    gaussian_sxy: float = 3
-    gaussian_weight: float = 3
-    bilateral_sxy: float = 80
-    bilateral_srgb: float = 13
-    bilateral_weight: float = 10
+PUBLISHED = CrfKernel()
 
 
 def dense_crf(
-    image: np.ndarray, probabilities: np.ndarray, iterations: int, kernel: CrfKernel = CrfKernel()
+    image: np.ndarray, probabilities: np.ndarray, iterations: int, kernel: CrfKernel = PUBLISHED
 ) -> np.ndarray:
     """Mean-field inference with unary −log(clip(p, 1e-5, 1)); p need not sum to one.
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from settings.common import CELL
+
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """The bilinear resize of the method: align_corners=False, no antialiasing."""
@@ -15,7 +17,7 @@ def multiscale_probabilities(network: nn.Module, x: Tensor, scales: tuple[float,
     """Sum of the softmaxes over scales and mirrors (method of the released evaluation).
 
     Args:
-        network: in evaluation mode; its `main_logits` gives N×C×h×w at an eighth of the input.
+        network: in evaluation mode; its `main_logits` gives N×C×h×w at an eighth of the input, or a quarter.
         x: N×3×H×W normalised images.
         scales: relative to the input.
 
@@ -27,7 +29,7 @@ def multiscale_probabilities(network: nn.Module, x: Tensor, scales: tuple[float,
     for scale in scales:
         scaled_x = x if scale == 1 else resize(x, (int(size[0] * scale), int(size[1] * scale)))
         logits = network.main_logits(torch.cat([scaled_x, scaled_x.flip(-1)])).float()
-        logits = resize(logits, (8 * logits.shape[-2], 8 * logits.shape[-1]))
+        logits = resize(logits, tuple(CELL * -(-side // CELL) for side in scaled_x.shape[-2:]))
         straight, mirrored = resize(torch.softmax(logits, dim=1), size).chunk(2)
         total = total + straight + mirrored.flip(-1)
     return total

@@ -1,12 +1,14 @@
 """The figures of masks that a system's evaluation wrote."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from datasets.files import atomic_write
 from datasets.voc import list_path, mask_path
 from engine import runs, stages
 from evaluation.masks import as_markdown, evaluate
+from settings import crf
 from settings.config import Config
 
 
@@ -29,7 +31,8 @@ def report(config: Config, stage: str, ids: list[str], kinds: dict[str, Path]) -
     if not results:
         results = {kind: evaluate(folder, config.voc_root, ids) for kind, folder in kinds.items()}
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({"made_from": seen} | results, indent=1) + "\n", encoding="utf-8")
+            about = {"made_from": seen, "crf": crf.used_by(stage, asdict(config))}
+            temporary.write_text(json.dumps(about | results, indent=1) + "\n", encoding="utf-8")
     print(as_markdown(results, f"{config.split}, {len(ids)} images"))
     print(f"{title}: masks in {names}, figures in {path}")
 

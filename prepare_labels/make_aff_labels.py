@@ -30,6 +30,7 @@ from models.psa.affinity import (
 )
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
+from settings.crf import as_text, noted
 from settings.flags import parse
 
 STAGE = "make_aff_labels"
@@ -86,7 +87,8 @@ def store_psa(
     image = open_image(photo)
     size = image.shape[:2]
     maps = unpool_from_cells(torch.from_numpy(low), size).numpy()
-    save_maps(store_path(refined, image_id), classes, dense_crf(image, maps, iterations, kernel), size, "PSA+CRF")
+    made_by = f"PSA+CRF, {as_text(noted(kernel, iterations))}"
+    save_maps(store_path(refined, image_id), classes, dense_crf(image, maps, iterations, kernel), size, made_by)
     save_maps(store_path(walked, image_id), classes, low, size, "PSA")
 
 

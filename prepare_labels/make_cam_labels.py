@@ -23,6 +23,7 @@ from models.psa.affinity import seed_maps
 from models.psa.classifier import Classifier, multiscale_cam
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
+from settings.crf import as_text, noted
 from settings.flags import parse
 
 STAGE = "make_cam_labels"
@@ -75,7 +76,8 @@ def store_cam(
     size = image.shape[:2]
     for folder, alpha in zip(folders[1:], alphas, strict=True):
         maps = dense_crf(image, seed_maps(torch.from_numpy(cam), alpha).numpy(), iterations, kernel)
-        save_maps(store_path(folder, image_id), np.array([0, *classes]), maps, size, f"CAM, background {alpha:g}, CRF")
+        made_by = f"CAM, background {alpha:g}, {as_text(noted(kernel, iterations))}"
+        save_maps(store_path(folder, image_id), np.array([0, *classes]), maps, size, made_by)
     save_maps(store_path(folders[0], image_id), classes, cam, size, "CAM")
 
 

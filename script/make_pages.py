@@ -16,6 +16,7 @@ from datasets.errors import InputError, program
 from script.pages.document import write_page
 from script.pages.index import index_page
 from script.pages.labels import labels_page
+from script.pages.ledger import ledger_page
 from script.pages.training import training_page
 from script.pages.validation import validation_page
 from settings.config import Config
@@ -27,6 +28,7 @@ PAGES: dict[str, tuple[str, Callable[[Config, Path], dict]]] = {
     "sssdd": ("Static SSDD", lambda config, folder: training_page(config, "mode 0", folder)),
     "dssdd": ("Dynamic SSDD", lambda config, folder: training_page(config, "mode 2", folder)),
     "val": ("Validation", lambda config, folder: validation_page(config, "mode 3", folder)),
+    "ledger": ("Ledger", ledger_page),
     "recurseed": ("RecurSeed", lambda config, folder: training_page(config, "recurseed train", folder)),
     "recurseed_val": (
         "RecurSeed, validation",

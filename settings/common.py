@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from settings.crf import KERNELS
 from settings.field import (
     BACKBONE,
     COUNT,
@@ -25,6 +26,7 @@ PRESETS = ("voc", "coco", "demo")
 RECIPES = ("paper", "released")
 PRECISIONS = ("auto", "float32", "bfloat16")
 CRF = (*LABEL_MAKING, "make_icd_labels", "mode 2", "mode 3")
+_SSDD = KERNELS["ssdd"]
 TRAINED = (*LEARNING, "train_icd", "recurseed train")
 
 
@@ -77,8 +79,11 @@ class Backbone:
 class DenseCrf:
     """dense CRF"""
 
-    crf_sxy: float = setting(80.0, RUN, (0.5, 1e4), CRF, "bilateral kernel, pixels")
-    crf_srgb: float = setting(13.0, RUN, (0.5, 1e4), CRF, "bilateral kernel, colour steps")
-    crf_bilateral_weight: float = setting(10.0, RUN, (0, 1e4), CRF, "bilateral kernel, compatibility")
-    crf_gaussian_sxy: float = setting(3.0, RUN, (0.5, 1e4), CRF, "Gaussian kernel, pixels")
-    crf_gaussian_weight: float = setting(3.0, RUN, (0, 1e4), CRF, "Gaussian kernel, compatibility")
+    crf_setting: str = setting(
+        "", RUN, ("", *KERNELS), NONE, "sets all kernels below and RecurSeed's by name (settings/crf.py)"
+    )
+    crf_sxy: float = setting(_SSDD.bilateral_sxy, RUN, (0.5, 1e4), CRF, "bilateral kernel, pixels")
+    crf_srgb: float = setting(_SSDD.bilateral_srgb, RUN, (0.5, 1e4), CRF, "bilateral kernel, colour steps")
+    crf_bilateral_weight: float = setting(_SSDD.bilateral_weight, RUN, (0, 1e4), CRF, "bilateral kernel, compatibility")
+    crf_gaussian_sxy: float = setting(_SSDD.gaussian_sxy, RUN, (0.5, 1e4), CRF, "Gaussian kernel, pixels")
+    crf_gaussian_weight: float = setting(_SSDD.gaussian_weight, RUN, (0, 1e4), CRF, "Gaussian kernel, compatibility")

@@ -1,6 +1,7 @@
 """Every setting of every program: one flat Config, composed of the systems' settings.
 
-A program's Config is: preset (`voc`, `coco` or `demo`) → recipe (`paper` or `released`) → the flags given, by name.
+A program's Config is: preset (`voc`, `coco` or `demo`) → recipe (`paper` or `released`) → the values of --network →
+those of --crf_setting → the flags given, by name.
 """
 
 import dataclasses
@@ -10,6 +11,8 @@ import typing
 from dataclasses import dataclass, replace
 
 from settings.common import CELL, Backbone, DenseCrf, Machine, Run
+from settings.crf import values_of
+from settings.final import Final, values_for
 from settings.icd import Icd
 from settings.psa import Psa
 from settings.recurseed import DEMO as RECURSEED_DEMO
@@ -21,14 +24,14 @@ MOST_ADVISERS = 8
 GROUPS = {
     "common": (Run, Machine, Backbone, DenseCrf),
     "psa": (Psa,),
-    "ssdd": (Ssdd, Keeping, Differences, Evaluation),
+    "ssdd": (Ssdd, Keeping, Differences, Evaluation, Final),
     "icd": (Icd,),
     "recurseed": (RecurSeed,),
 }
 
 
 @dataclass(frozen=True)
-class Config(RecurSeed, Icd, Evaluation, Differences, Keeping, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
+class Config(RecurSeed, Icd, Final, Evaluation, Differences, Keeping, Ssdd, Psa, DenseCrf, Backbone, Machine, Run):
     """All settings; a run is a function of them, the data and the seed."""
 
     def stage(self, epochs: int) -> "Config":
@@ -146,6 +149,16 @@ def with_recipe(config: Config, recipe: str) -> Config:
         seed_bias=0.1,
         seed_bg=0.1,
     )
+
+
+def with_network(config: Config, name: str) -> Config:
+    """The settings that are published for a final network."""
+    return replace(config, network=name, **values_for(name, config.preset))
+
+
+def with_crf(config: Config, name: str) -> Config:
+    """The CRF's settings that a name stands for; without one, each system's own."""
+    return replace(config, crf_setting=name, **values_of(name)) if name else config
 
 
 def shown(value) -> str:

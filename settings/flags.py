@@ -7,8 +7,10 @@ import typing
 from dataclasses import replace
 from typing import NoReturn
 
-from settings.config import FIELDS, GROUPS, TYPES, Config, check, preset, shown, with_recipe
+from settings.config import FIELDS, GROUPS, TYPES, Config, check, preset, shown, with_crf, with_network, with_recipe
+from settings.crf import KERNELS
 from settings.field import MACHINE, RUN
+from settings.final import NETWORKS
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,6 +75,10 @@ def config_from(arguments: argparse.Namespace) -> Config:
         if name in FIELDS
     }
     config = with_recipe(preset(given.get("preset", "voc")), given.get("recipe", "paper"))
+    if given.get("network") in NETWORKS:
+        config = with_network(config, given["network"])
+    if given.get("crf_setting") in KERNELS:  # `check` refuses the others
+        config = with_crf(config, given["crf_setting"])
     config = replace(config, **given)
     check(config)
     return config
@@ -97,6 +103,8 @@ def parsed(parser: Parser, argv: list[str] | None) -> tuple[Config, argparse.Nam
 def flags_of(config: Config, reaches: tuple[str, ...] = (RUN, MACHINE)) -> list[str]:
     """The flags that make this Config from its preset and recipe; without others, those that the next stage needs."""
     own = with_recipe(preset(config.preset), config.recipe)
+    own = with_crf(with_network(own, config.network), config.crf_setting)
+    own = replace(own, network=FIELDS["network"].default, crf_setting="")
     flags = [
         f"--{name}={getattr(config, name)}"
         for name in ("preset", "recipe")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from settings.crf import ITERATIONS
 from settings.field import COUNT, NONE, RATE, RUN, STAGE, SWITCH, TEXT, setting
 
 SUPERPIXELS, TRAIN, MAKE = ("make_superpixels",), ("train_icd",), ("make_icd_labels",)
@@ -47,7 +48,7 @@ class Icd:
     icd_momentum: float = setting(0.9, RUN, (0, 0.9999), TRAIN, "with the rate inside its buffer (program)")
     icd_weight_decay: float = setting(5e-4, RUN, (0, 10), TRAIN, "on weights, not on biases and betas (program)")
     icd_checkpoints: int = setting(5, RUN, COUNT, NONE, "epochs whose weights are kept, the last ones (program)")
-    crf_icd: int = setting(10, RUN, (1, 1000), MAKE, "iterations of the CRF on ICD's seeds (program)")
+    crf_icd: int = setting(ITERATIONS, RUN, (1, 1000), MAKE, "iterations of the CRF on ICD's seeds (program)")
     saliency: str = setting(
         "", STAGE, TEXT, SALIENT, "folder of grey ID.png that the seeds' background comes from; no CRF then (program)"
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from settings.crf import ITERATIONS
 from settings.field import COUNT, LABEL_MAKING, LABEL_TRAINING, NONE, RATE, RUN, setting
 
 CLS, CAM, AFF, WALK = ("train_cls",), ("make_cam_labels",), ("train_aff",), ("make_aff_labels",)
@@ -29,4 +30,4 @@ class Psa:
     alpha_walk: float = setting(16.0, RUN, POWER, WALK, "power of (1 - max cam) that enters the random walk (PSA)")
     walk_power: float = setting(8.0, RUN, POWER, WALK, "elementwise power of the affinities (PSA)")
     walk_log_steps: int = setting(8, RUN, (0, 16), WALK, "the walk takes 2 to this many steps (PSA)")
-    crf_labels: int = setting(10, RUN, (1, 1000), LABEL_MAKING, "iterations of the CRF on seeds (PSA)")
+    crf_labels: int = setting(ITERATIONS, RUN, (1, 1000), LABEL_MAKING, "iterations of the CRF on seeds (PSA)")

@@ -6,10 +6,12 @@ inference and training programs of the same paper's later version. "ours": nobod
 
 from dataclasses import dataclass
 
+from settings.crf import ITERATIONS, KERNELS
 from settings.field import COUNT, NONE, RATE, RECURSEED_MAKING, RUN, SWITCH, setting
 
 TRAIN = ("recurseed train",)
 SHARE = (0, 1)
+_CRF = KERNELS["recurseed"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,22 @@ class RecurSeed:
     score: float = setting(
         0.34, RUN, SHARE, ("recurseed evaluate",), "least score of a class in an image (later; release: 0.5)"
     )
-    recurseed_crf: int = setting(10, RUN, (1, 1000), RECURSEED_MAKING, "iterations of RecurSeed's CRF (later)")
-    recurseed_crf_sxy: float = setting(67.0, RUN, (0.5, 1e4), RECURSEED_MAKING, "bilateral kernel, pixels (later)")
-    recurseed_crf_srgb: float = setting(3.0, RUN, (0.5, 1e4), RECURSEED_MAKING, "bilateral kernel, colours (later)")
-    recurseed_crf_bilateral_weight: float = setting(4.0, RUN, (0, 1e4), RECURSEED_MAKING, "bilateral kernel (later)")
-    recurseed_crf_gaussian_sxy: float = setting(1.0, RUN, (0.5, 1e4), RECURSEED_MAKING, "Gaussian, pixels (later)")
-    recurseed_crf_gaussian_weight: float = setting(3.0, RUN, (0, 1e4), RECURSEED_MAKING, "Gaussian kernel (later)")
+    recurseed_crf: int = setting(ITERATIONS, RUN, (1, 1000), RECURSEED_MAKING, "iterations of RecurSeed's CRF (later)")
+    recurseed_crf_sxy: float = setting(
+        _CRF.bilateral_sxy, RUN, (0.5, 1e4), RECURSEED_MAKING, "bilateral kernel, pixels (later)"
+    )
+    recurseed_crf_srgb: float = setting(
+        _CRF.bilateral_srgb, RUN, (0.5, 1e4), RECURSEED_MAKING, "bilateral kernel, colours (later)"
+    )
+    recurseed_crf_bilateral_weight: float = setting(
+        _CRF.bilateral_weight, RUN, (0, 1e4), RECURSEED_MAKING, "bilateral kernel (later)"
+    )
+    recurseed_crf_gaussian_sxy: float = setting(
+        _CRF.gaussian_sxy, RUN, (0.5, 1e4), RECURSEED_MAKING, "Gaussian, pixels (later)"
+    )
+    recurseed_crf_gaussian_weight: float = setting(
+        _CRF.gaussian_weight, RUN, (0, 1e4), RECURSEED_MAKING, "Gaussian kernel (later)"
+    )
 
 
 # The embedded data on a CPU: a few epochs from scratch, which need the larger of the two published sets of rates.

@@ -310,6 +310,26 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("the last image only", "counts.get(threshold, 0) + confusion", "confusion", EVAL),
         ("truth and mask swapped", "confusion(truth, mask, len(names))", "confusion(mask, truth, len(names))", EVAL),
     ],
+    "evaluation/comparison.py": [
+        ("better and worse swapped", "gain > POINT, gain < -POINT", "gain < -POINT, gain > POINT", "tests/test_crf_settings.py::test_comparison_by_class_and_image_as_another_library_counts"),
+    ],
+    "evaluation/expected.py": [
+        ("the highest figure is the lowest", "return min(figures) - slack", "return max(figures) - slack", "tests/test_ledger.py::test_figures_name_stages_sources_and_crfs_that_exist"),
+    ],
+    "engine/ledger_checks.py": [
+        ("lists not compared", "if noted != noting[0]:", "if False:", "tests/test_ledger.py::test_another_list_between_two_stages_is_named_at_the_later"),
+        ("the CRF's kernel not compared", "if name in (iterations, *fields)}", "if name in (iterations,)}", "tests/test_ledger.py::test_another_crf_is_named_where_it_was_used"),
+    ],
+    "datasets/archive.py": [
+        ("any content", "if hashlib.sha256(content).hexdigest() != self", "if not hashlib.sha256(content).hexdigest() and self", "tests/test_pack.py::test_a_hostile_archive_is_refused_and_leaves_nothing"),
+        ("any name", "not _PART.fullmatch(name)", "False", "tests/test_pack.py::test_a_hostile_archive_is_refused_and_leaves_nothing"),
+    ],
+    "models/deeplab.py": [
+        ("last stage not dilated", "(1, 1, 2, 4)", "(1, 1, 2, 2)", "tests/test_deeplab.py::test_the_backbone_is_torchvisions_with_dilated_last_stages"),
+    ],
+    "settings/crf.py": [
+        ("RecurSeed with PSA's CRF", '"recurseed": CrfKernel(1.0, 3.0, 67.0, 3.0, 4.0)', '"recurseed": CrfKernel()', "tests/test_crf_settings.py::test_without_a_name_each_system_has_its_own"),
+    ],
     "evaluation/metrics.py": [
         ("union counts the hits twice", "[: len(hit)] - hit", "[: len(hit)]", EVAL),
         ("mean over all classes", "np.nanmean(per_class)", "np.nan_to_num(per_class).mean()", EVAL),

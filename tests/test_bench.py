@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from datasets.errors import InputError
+from evaluation import bench_table
 from evaluation.bench_systems import merged_by_search
 from models.icd.superpixels import merged
 from tests.conftest import as_flags
@@ -34,14 +35,14 @@ def cells(table, what):
 def test_a_row_is_median_spread_and_gain_over_its_baseline():
     # 6 units in 2, 3 and 1 s: 3, 2 and 6 a second; the baseline in 12, 4 and 6 s: 0.5, 1.5 and 1.
     made = bench.row("thing", [2.0, 3.0, 1.0], 6, "images/s", ("slow", [12.0, 4.0, 6.0]), note="remark")
-    table = bench.table(result([made]))
+    table = bench_table.table(result([made]))
     assert cells(table, "thing") == ["", "thing", "3 images/s", "2 – 6", "slow: 1", "3", "remark", ""]
 
 
 def test_arithmetic_is_compared_with_the_measured_convolution():
     peak = bench.row("measured peak, 3×3 convolution, bfloat16", [0.5], 2, "TFLOP/s")
     step = bench.row("step, arithmetic", [2.0], 2, "TFLOP/s", memory=1.5, tflop=2.0)
-    noted = cells(bench.table(result([peak, step])), "step, arithmetic")[-2]
+    noted = cells(bench_table.table(result([peak, step])), "step, arithmetic")[-2]
     assert noted == "2.00 TFLOP a step; peak memory 1.5 GB; 25 % of the measured bfloat16 convolution"
 
 
@@ -52,29 +53,29 @@ def test_projection_by_hand():
         for mode, rate in {0: 2, 1: 4, 2: 1}.items()
     ]
     hours = 10_582 * 6.75 / 3600
-    made = bench.projected(result(rows)["config"], rows)
+    made = bench_table.projected(result(rows)["config"], rows)
     assert made["rates"] == [pytest.approx(hours)] and made["baseline_rates"] == [pytest.approx(2 * hours)]
-    assert cells(bench.table(result(rows)), made["what"])[5] == "2"
-    assert bench.projected(result(rows)["config"], rows[:2]) is None
+    assert cells(bench_table.table(result(rows)), made["what"])[5] == "2"
+    assert bench_table.projected(result(rows)["config"], rows[:2]) is None
 
 
 def test_readme_gets_the_tables_of_the_stored_results(tmp_path):
     readme = tmp_path / "README.md"
     rows = [bench.row("thing", [0.5], 1, "images/s")]
     (tmp_path / "cpu.json").write_text(json.dumps(result(rows)))
-    readme.write_text(f"before\n{bench.BEGIN}\nold\n{bench.END}\nafter\n")
-    bench.update_readme(readme)
+    readme.write_text(f"before\n{bench_table.BEGIN}\nold\n{bench_table.END}\nafter\n")
+    bench_table.update_readme(readme)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert cells(text, "thing")[2] == "2 images/s" and "On a GPU: not measured." in text
-    bench.update_readme(readme)
+    bench_table.update_readme(readme)
     assert readme.read_text() == text
     (tmp_path / "gpu.json").write_text(json.dumps(result(rows, device="cuda")))
-    bench.update_readme(readme)
+    bench_table.update_readme(readme)
     assert "not measured" not in readme.read_text()
     readme.write_text("no marks")
-    with pytest.raises(InputError, match=re.escape(bench.BEGIN)):
-        bench.update_readme(readme)
+    with pytest.raises(InputError, match=re.escape(bench_table.BEGIN)):
+        bench_table.update_readme(readme)
 
 
 def test_every_row_is_measured_printed_and_kept(tiny_config, tmp_path, capsys):
@@ -83,10 +84,17 @@ def test_every_row_is_measured_printed_and_kept(tiny_config, tmp_path, capsys):
     stored = json.loads(kept.read_text())
     said = capsys.readouterr().out
     names = ["matrix", "mode 0", "mode 1", "mode 2", "evaluation", "pydensecrf", "exact", "walk", "loader"]
-    for name in [*names, "ICD, superpixels", "ICD, training step", "ICD, seed", "RecurSeed, SCG + PAMR"]:
+    for name in [
+        *names,
+        "deeplabv3plus",
+        "ICD, superpixels",
+        "ICD, training step",
+        "ICD, seed",
+        "RecurSeed, SCG + PAMR",
+    ]:
         assert any(name in made["what"] for made in stored["rows"]), name
     assert all(rate > 0 for made in stored["rows"] for rate in [*made["rates"], *made.get("baseline_rates", [])])
-    assert said.endswith(bench.table(stored) + "\n") and "projected" in said
+    assert said.endswith(bench_table.table(stored) + "\n") and "projected" in said
     assert str(tmp_path) not in json.dumps(stored)
 
 

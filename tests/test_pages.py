@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -15,6 +15,8 @@ from PIL import Image
 
 from datasets.voc import read_ids, read_mask, read_present, write_mask
 from engine import history
+from engine.ledger import Finding, Row
+from evaluation.expected import Expected
 from evaluation.metrics import confusion
 from models.ssdd.difference import integrate, missing_class_flags
 from script import make_pages
@@ -47,6 +49,11 @@ def run(finished_run, tiny_voc, tmp_path_factory) -> Config:
             figures = {"epoch": 2, "seconds": 1.0, "images_per_second": 1.0, "memory_gib": 1.0}
             file.write(json.dumps(figures) + "\n")
     config = tiny(tiny_voc, out)
+    known = Expected("demo", "mode 3", "mask", (25.0, 26.0), "measured <i>there</i>", "val")
+    off = Row("mode 3", "mode 3, validation", "mask", "val", 3, 10.0, low=24.0, high=27.0, verdict="off by -14.0")
+    off.expected, off.findings = [known], [Finding("crf", "left <b>out</b>", "python -m tools.eval_masks " + "x" * 200)]
+    content = {"missing": "", "ledger": [asdict(Row("mode 2", "mode 2, dynamic SSDD")), asdict(off)]}
+    (out / "ledger.json").write_text(json.dumps(content))
     make_pages.make_pages(config)
     return config
 
@@ -331,6 +338,17 @@ def test_index_draws_its_curves_and_tables(run, clean_tab):
     assert "epoch" in clean_tab.run("document.getElementById('hint').textContent")
     clean_tab.click("summary")
     assert clean_tab.run("document.querySelectorAll('details tr').length") > 50
+
+
+@needs_browser
+def test_ledger_shows_figures_and_causes(run, clean_tab):
+    clean_tab.open((Path(run.out) / "script" / "ledger.html").as_uri())
+    cells = "[...document.querySelectorAll('tbody tr:last-child td')].map((cell) => cell.textContent)"
+    known = "25, 26: measured <i>there</i>"
+    expected = ["mode 3, validation", "mask", "10.0", "24.0 – 27.0", known, "val, 3", "–", "–", "off by -14.0"]
+    assert clean_tab.run(cells) == expected
+    assert clean_tab.run("document.querySelector('tbody tr').textContent").endswith("done")
+    assert clean_tab.run("document.querySelector('ol').textContent").startswith("crf: left <b>out</b> python -m tools")
 
 
 @needs_browser

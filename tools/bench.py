@@ -49,20 +49,29 @@ from engine import distributed
 from engine.workers import Workers, at_most_cores, crf_kernel
 from evaluation.baselines import dense_walk, memory, scene, walk_inputs
 from evaluation.bench_systems import icd_cases, recurseed_cases
+from evaluation.bench_table import table, update_readme
 from models.crf import dense_crf, masks_after_crf
 from models.exact_crf import exact_crf, exact_masks
 from models.inference import multiscale_probabilities
 from models.psa.affinity import random_walk
+from models.ssdd.difference import cross_entropy
 from models.ssdd.segmentation import masked_prediction
 from models.ssdd.steps import DynamicStep, StaticStep
-from modes.ssdd.networks import build, freeze_for_ssdd, integration, network_input, optimisers_of
-from settings.config import Config, preset
+from modes.ssdd.fixed import optimiser_of
+from modes.ssdd.networks import (
+    build,
+    final_network,
+    freeze_for_ssdd,
+    integration,
+    network_input,
+    optimisers_of,
+)
+from settings.config import Config, preset, with_network
 from settings.flags import Parser, add_flags, flags_of, parsed
 
-ROWS = ("peak", "step0", "step2", "precompute", "evaluation", "crf", "labels", "loader", "icd", "recurseed")
-VOC_IMAGES = 10_582
+ROWS = ("peak", "step0", "step2", "precompute", "evaluation", "crf", "labels", "loader", "final", "icd", "recurseed")
+
 VOC_SIZE = (375, 500)
-BEGIN, END = "<!-- tables of tools.bench -->", "<!-- end of tables -->"
 
 
 def timed(device: torch.device, repeats: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
@@ -217,6 +226,39 @@ def step_rows(config: Config, device: torch.device, repeats: int, mode: int) -> 
     if dynamic:
         base = ("without CRF", times["without"])
         yield row(f"{what}, CRF {config.crf}", times["ours"], config.bn, "images/s", base)
+
+
+def final_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
+    """Training steps of mode 4's DeepLabv3+ on two images of 513×513, its published side (demo: of its crop)."""
+    side = 513 if config.preset == "voc" else config.crop
+    x = torch.randn(2, 3, side, side, device=device)
+    target = torch.randint(len(CLASSES), (2, -(-side // 4), -(-side // 4)), device=device)
+    functions = {}
+    for name, (own, layout) in {
+        "ours": (config, distributed.memory_format(device, config.width)),
+        "plain": plain(config),
+    }.items():
+        torch.manual_seed(config.seed)
+        own = with_network(own, "deeplabv3plus")
+        network = final_network(own, len(CLASSES)).to(device, memory_format=layout).train()
+        given = x.contiguous(memory_format=layout)
+        functions[name] = partial(final_step, own, network, optimiser_of(own, network), given, target)
+    memory = peak_memory(device, functions["ours"])
+    with FlopCounterMode(display=False) as counter:
+        functions["plain"]()
+    times, flop = timed(device, repeats, **functions), counter.get_total_flops() / 1e12
+    what = f"training step, mode 4, deeplabv3plus, batch 2, {side}×{side}"
+    yield row(what, times["ours"], 2, "images/s", ("float32, NCHW", times["plain"]), tflop=flop, memory=memory)
+
+
+def final_step(
+    config: Config, network: nn.Module, optimiser: torch.optim.Optimizer, x: torch.Tensor, target: torch.Tensor
+) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    with distributed.autocast(x.device, config.precision):
+        logits = network(x)
+    cross_entropy(logits, target).backward()
+    optimiser.step()
 
 
 def precompute_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
@@ -409,68 +451,10 @@ def measure(config: Config, device: torch.device, repeats: int, only: list[str])
         "loader": loader_rows,
         "icd": partial(system_rows, cases=icd_cases),
         "recurseed": partial(system_rows, cases=recurseed_cases),
+        "final": final_rows,
     }
     for name in only:
         yield from functions[name](config, device, repeats)
-
-
-def projected(config: dict, rows: list[dict]) -> dict | None:
-    """Hours of modes 0, 1 and 2 on VOC's 10,582 images from the measured rates, one device; None if one is missing."""
-    rates = {r["step"]: statistics.median(r["rates"]) for r in rows if "step" in r}
-    bases = {r["step"]: statistics.median(r["baseline_rates"]) for r in rows if "step" in r}
-    if set(rates) != {0, 1, 2}:
-        return None
-    passes = {0: config["static_epochs"], 1: 1, 2: config["dynamic_epochs"]}
-    hours, plain = (sum(VOC_IMAGES * passes[m] / r[m] / 3600 for m in passes) for r in (rates, bases))
-    what = f"projected, modes 0 + 1 + 2 on {VOC_IMAGES:,} images"
-    return {"what": what, "unit": "hours", "rates": [hours], "baseline": "float32, NCHW", "baseline_rates": [plain]}
-
-
-def table(result: dict) -> str:
-    """One result file as Markdown."""
-    lines = [f"*{result['machine']}, torch {result['torch']}; `{result['command']}`, {result['date']}*", ""]
-    lines += [
-        "| what | median | lowest to highest | baseline in the same run | times | notes |",
-        "|---|---|---|---|---|---|",
-    ]
-    rows = result["rows"] + [r for r in [projected(result["config"], result["rows"])] if r]
-    peaks = [statistics.median(r["rates"]) for r in rows if "3×3 convolution" in r["what"]]
-    for r in rows:
-        median = statistics.median(r["rates"])
-        spread = " – ".join(figure(rate) for rate in sorted({min(r["rates"]), max(r["rates"])}))
-        base = factor = "–"
-        if "baseline" in r:
-            plain = statistics.median(r["baseline_rates"])
-            base = f"{r['baseline']}: {figure(plain)}"
-            factor = f"{plain / median if r['unit'] == 'hours' else median / plain:.3g}"
-        notes = [r["note"]] if "note" in r else []
-        if r.get("memory") is not None:
-            notes.append(f"{r['tflop']:.2f} TFLOP a step; peak memory {r['memory']:.1f} GB")
-        if r["what"].endswith("arithmetic") and peaks:
-            notes.append(f"{100 * median / peaks[0]:.0f} % of the measured bfloat16 convolution")
-        lines.append(
-            f"| {r['what']} | {figure(median)} {r['unit']} | {spread} | {base} | {factor} | {'; '.join(notes)} |"
-        )
-    return "\n".join(lines)
-
-
-def figure(x: float) -> str:
-    """Three digits, without an exponent for large numbers."""
-    return f"{x:.3g}" if x < 1000 else f"{x:,.0f}"
-
-
-def update_readme(readme: Path) -> None:
-    """Replace what stands between the two marks in the README by the tables of the results stored beside it."""
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise InputError(f"{readme} lacks the lines {BEGIN} and {END}, between which the tables go")
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(readme.parent.glob("*.json"))]
-    tables = [table(result) for result in results]
-    if not any(result["device"] == "cuda" for result in results):
-        tables.append("On a GPU: not measured.")
-    head, tail = text.split(BEGIN)[0], text.split(END, 1)[1]
-    with atomic_write(readme) as temporary:
-        temporary.write_text("".join([head, BEGIN, "\n", "\n\n".join(tables), "\n", END, tail]), encoding="utf-8")
 
 
 def machine(device: torch.device) -> str:

@@ -19,6 +19,7 @@ from datasets.files import atomic_write, refuse_overwrite
 from datasets.voc import CLASSES, class_names, mask_path, read_ids
 from engine import runs, stages
 from engine.seeds import OLD_NAMES
+from evaluation import expected
 from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
 from settings.config import Config
@@ -28,26 +29,12 @@ from settings.flags import Parser
 # those of the run's pair, and of every other source that is there.
 BEFORE = {"PSA": "psa", "PSA+CRF": "psa_crf"}
 AFTER = {"static SSDD": "ssdd", "dynamic SSDD": "", "ground truth": stages.TRUTH}
-# As published, VOC 2012, percent: the poster's first table (dynamic SSDD: the paper's) and the rows of its second;
-# ICD's as its author reports them.
-PUBLISHED_RAW = {"PSA": 52.5, "PSA+CRF": 48.0, "ICD": 60.2, "ICD+CRF": 62.2, "static SSDD": 53.4}
 NOTES = {
     "ICD": "ICD's published figures leave out pixels whose seed is 255 (train_aug); with saliency maps, a DeepLab-v2 "
     "trained on the seeds has 68.0 on VOC test.",
     "RecurSeed": "RecurSeed's published figures are of its own networks, not of one trained on its seeds: single-stage "
     "69.5 on VOC val (results page), multi-stage 72.4.",
 }
-PUBLISHED_NETWORK = {"PSA": 58.4, "PSA+CRF": 59.0, "static SSDD": 61.4, "dynamic SSDD": 64.9}
-PUBLISHED_CLASSES = {
-    row: [float(figure) for figure in figures.split()]
-    for row, figures in {
-        "PSA": "88.2 68.2 30.6 81.1 49.6 61.0 77.8 66.1 75.1 29.0 66.0 40.2 80.4 62.0 70.4 73.7 42.5 70.7 "
-        "42.6 68.1 51.6",
-        "dynamic SSDD": "89.0 62.5 28.9 83.7 52.9 59.5 77.6 73.7 87.0 34.0 83.7 47.6 84.1 77.0 73.9 69.6 29.8 84.0 "
-        "43.2 68.0 53.4",
-    }.items()
-}
-PUBLISHED_CLASS_MEAN = {"PSA": 61.7, "dynamic SSDD": 64.9}
 
 
 def rows_of(outs: list[Path], modelid: str) -> dict[str, str]:
@@ -133,7 +120,7 @@ def as_markdown(
         counts = sorted({len(found[column][row]) for column in found if found[column].get(row)})
         number = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(sum(counts))
         cells = [cell(found[column].get(row)) for column in found]
-        published = [str(table.get(row, "–")) for table in (PUBLISHED_RAW, PUBLISHED_NETWORK)]
+        published = [str(table.get(row, "–")) for table in (expected.RAW, expected.NETWORK)]
         lines.append(f"| {row} | {' | '.join([*cells, number, *published])} |")
     lines += [line for title, note in NOTES.items() if title in rows for line in ("", note)]
     lines += [
@@ -147,8 +134,8 @@ def as_markdown(
     for n, name in enumerate([*classes, None]):
         cells = [*(cell(figures, name) for figures in pair), gain(*pair, name)]
         if classes == CLASSES:
-            table = PUBLISHED_CLASSES.items()
-            before, after = (values[n] if name else PUBLISHED_CLASS_MEAN[row] for row, values in table)
+            rows = expected.CLASSES.items()
+            before, after = (values[n] if name else expected.CLASS_MEAN[row] for row, values in rows)
             cells += [f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"]
         else:
             cells += ["–"] * 3
@@ -239,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
         "raw_split": arguments.raw_split,
         "split": arguments.split,
     }
-    published = {"raw": PUBLISHED_RAW, "network": PUBLISHED_NETWORK, "classes": PUBLISHED_CLASSES}
+    published = {"raw": expected.RAW, "network": expected.NETWORK, "classes": expected.CLASSES}
     content = {"about": about, "measured": found, "published_on_voc_in_percent": published}
     for name, written in {"tables.md": text, "tables.json": json.dumps(content, indent=1) + "\n"}.items():
         with atomic_write(arguments.into / name) as temporary:

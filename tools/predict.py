@@ -39,6 +39,7 @@ from models.icd.seeds import seed_after_crf, unlabelled_seed
 from models.inference import multiscale_probabilities, resize
 from models.ssdd.segmentation import SegmentationNetwork
 from modes.recurseed import networks as recurseed
+from modes.ssdd.networks import final_network
 from settings.config import check
 from settings.flags import Parser
 
@@ -104,6 +105,8 @@ class Predictor:
             return network
         if self.system == "recurseed":
             network = recurseed.build(config, classes)
+        elif config.network != "resnet38":
+            network = final_network(config, classes)
         else:
             network = SegmentationNetwork(
                 classes, config.width, config.head_dilation, False, config.dropout, config.backbone_dilation
@@ -151,6 +154,8 @@ class Predictor:
             return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         # The softmax of a sum of probabilities, as in mode 3, so that masks are the same.
         maps = torch.softmax(resize(self._summed(image), size), dim=1)[0].numpy()
+        if self.config.network != "resnet38":
+            maps = self.maps(image)
         if self.crf:
             maps = dense_crf(_shrunk(image, size), maps, self.config.crf_eval, crf_kernel(self.config))
         mask = maps.argmax(axis=0).astype(np.uint8)

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.crf import CrfKernel
 from models.inference import resize
 from models.recurseed.cam import normalised_cam
 from models.recurseed.network import Features, Output, RecurSeedNetwork
+from settings.crf import KERNELS
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
-KERNEL = CrfKernel(gaussian_sxy=1, gaussian_weight=3, bilateral_sxy=67, bilateral_srgb=3, bilateral_weight=4)
+KERNEL = KERNELS["recurseed"]
 CRF_ITERATIONS = 10
 SCORE = 0.34
 

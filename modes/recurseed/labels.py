@@ -10,6 +10,7 @@ from models.crf import CrfKernel, dense_crf
 from modes.recurseed.networks import ImageMaps, crf_kernel, labelled_maps, trained_network
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
+from settings.crf import as_text, noted
 
 STAGE = "recurseed labels"
 
@@ -40,5 +41,6 @@ def run(config: Config) -> None:
 def store_seeds(paths: list[Path], found: ImageMaps, iterations: int, kernel: CrfKernel) -> None:
     """Write the maps of one image after the CRF, and last the maps that it was given."""
     refined = dense_crf(found.image, found.maps, iterations, kernel)
-    for path, maps, made_by in ((paths[1], refined, "RecurSeed, CRF"), (paths[0], found.maps, "RecurSeed")):
+    after = f"RecurSeed, {as_text(noted(kernel, iterations))}"
+    for path, maps, made_by in ((paths[1], refined, after), (paths[0], found.maps, "RecurSeed")):
         save_maps(path, found.classes, maps, found.image.shape[:2], made_by)

@@ -25,7 +25,7 @@ from engine.workers import crf_kernel
 from models.crf import CrfKernel, dense_crf
 from models.inference import multiscale_probabilities, resize
 from modes.scores import report
-from modes.ssdd.networks import build, network_input
+from modes.ssdd.networks import network_input, network_to_evaluate
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
 
@@ -58,7 +58,7 @@ def run(config: Config) -> None:
     trained, classes = checkpoint.load_description(weights)[1], class_names(config.voc_root)
     if trained != classes:
         raise InputError(f"{weights} knows other classes ({' '.join(trained)}) than {config.voc_root} has")
-    network, _ = build(config, dynamic=False)
+    network = network_to_evaluate(config)
     checkpoint.load_into(network, weights, unused=("seg_sub.",))
     network.to(device, memory_format=layout).eval()
     runs.claim(config, STAGE, [weights])
@@ -69,6 +69,7 @@ def run(config: Config) -> None:
         return all((kind / f"{image_id}.png").exists() for kind in kinds.values())
 
     images = SquareImages(config.voc_root, ids, config.eval_size)
+    write = write_masks if config.network == "resnet38" else write_masks_of_mean
     refreshed = partial(refresh_now_and_then, config, "val")
     with image_pass(config, STAGE, folder, ids, is_done, refreshed, ("--eval_batch", config.eval_batch)) as left:
         for batch in Batches(config, images, left.keys(), device):
@@ -77,7 +78,7 @@ def run(config: Config) -> None:
             for image_id, maps in zip(batch["id"], summed.cpu().numpy(), strict=True):
                 outputs = [kind / f"{image_id}.png" for kind in kinds.values()]
                 photo = image_path(config.voc_root, image_id)
-                left.write(image_id, write_masks, photo, maps, outputs, config.crf_eval, crf_kernel(config))
+                left.write(image_id, write, photo, maps, outputs, config.crf_eval, crf_kernel(config))
     if distributed.rank() == 0:
         report(config, STAGE, ids, kinds)
         if config.submit:
@@ -97,6 +98,21 @@ def write_masks(photo: Path, summed: np.ndarray, outputs: list[Path], iterations
     image = open_image(photo)
     # The softmax of a sum of probabilities is flat; the published evaluation feeds just that to the CRF.
     probabilities = torch.softmax(resize(torch.from_numpy(summed)[None], image.shape[:2]), dim=1)[0].numpy()
+    write_both(image, probabilities, outputs, iterations, kernel)
+
+
+def write_masks_of_mean(
+    photo: Path, summed: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel
+) -> None:
+    """`write_masks` whose CRF is given the mean of the softmaxes, as DeepLab's is."""
+    image = open_image(photo)
+    mean = torch.from_numpy(summed / summed.sum(axis=0))
+    write_both(image, resize(mean[None], image.shape[:2])[0].numpy(), outputs, iterations, kernel)
+
+
+def write_both(
+    image: np.ndarray, probabilities: np.ndarray, outputs: list[Path], iterations: int, kernel: CrfKernel
+) -> None:
     refined = dense_crf(image, probabilities, iterations, kernel)
     for path, maps in zip(outputs, (probabilities, refined), strict=True):
         write_mask(path, maps.argmax(axis=0).astype(np.uint8))

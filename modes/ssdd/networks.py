@@ -15,6 +15,8 @@ from engine import checkpoint, distributed, runs, seeds, stages
 from engine.history import History
 from engine.training import Losses, Training, cosine_rate, sgd, train
 from evaluation.metrics import mean_iou
+from models import deeplab
+from models.deeplab import FINAL, DeepLabV2, DeepLabV3Plus
 from models.recurseed.certain import certain_mix, draw_partners
 from models.resnet38 import train_with_frozen_batchnorm
 from models.ssdd.ddnet import DDNet
@@ -34,6 +36,24 @@ def build(config: Config, dynamic: bool) -> tuple[SegmentationNetwork, DDNet]:
     if config.compile:
         segmentation.encoder.compile()
     return segmentation, DDNet(2 if dynamic else len(config.advisers), classes, config.width)
+
+
+def final_network(config: Config, classes: int) -> DeepLabV2 | DeepLabV3Plus:
+    """A fresh DeepLab, as --network names it."""
+    network = FINAL[config.network](classes, config.width)
+    for layer in network.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p *= config.dropout
+    if config.compile:
+        network.encoder.compile()
+    return network
+
+
+def network_to_evaluate(config: Config) -> nn.Module:
+    """The network that modes 2 and 4 leave, for weights to be loaded into."""
+    if config.network == "resnet38":
+        return build(config, dynamic=False)[0]
+    return final_network(config, len(class_names(config.voc_root)))
 
 
 def integration(config: Config) -> Integration:
@@ -80,6 +100,25 @@ def start_from_classifier(config: Config, segmentation: SegmentationNetwork) -> 
     weights = runs.start_weights(config, "train_cls")
     checkpoint.load_into(segmentation.encoder, weights, unused=("fc8.",))
     return weights
+
+
+def start_from_imagenet(config: Config, network: DeepLabV2 | DeepLabV3Plus) -> list[Path]:
+    """Backbone weights from the ImageNet file that --weights names; the files that were read.
+
+    Raises:
+        InputError: they are not torchvision's ResNet-101, of another width, or not finite.
+    """
+    path = runs.given_weights(config)
+    if path is None:
+        print(f"{config.network}: no --weights (torchvision's ResNet-101 on ImageNet), learning from scratch")
+        return []
+    try:
+        deeplab.start_from_imagenet(network, checkpoint.load_state(path))
+    except ValueError as error:
+        raise InputError(f"--weights={path}: {error}; {config.network} starts from torchvision's ResNet-101") from None
+    if not all(torch.isfinite(value).all() for value in network.encoder.state_dict().values()):
+        raise InputError(f"--weights={path}: holds values that are not finite")
+    return [path]
 
 
 def segmentation_optimiser(config: Config, segmentation: SegmentationNetwork) -> torch.optim.SGD:

@@ -12,7 +12,7 @@ from datasets.voc import PALETTE, class_names
 from settings.config import Config
 
 HERE = Path(__file__).parent.parent
-SCRIPTS = ("base", "rows", "integrate", "training", "charts", "index", "start")  # in this order
+SCRIPTS = ("base", "rows", "integrate", "training", "charts", "index", "ledger", "start")  # in this order
 # Where a mask is wrong: colours that colour-blind people tell apart (Okabe and Ito).
 WRONG = {
     "object missed": (0, 114, 178),
