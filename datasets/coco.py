@@ -75,6 +75,9 @@ def read_instances(path: Path) -> Instances:
     pictures = sorted(found.values(), key=lambda picture: picture.image_id)
     if not 0 < len(index) < IGNORE or len(index) != len(categories) or not pictures:
         raise InputError(f"{path} has {len(categories)} categories and {len(pictures)} images; it cannot be used")
+    names = {"background", *(name for _, name in categories)}
+    if len(names) <= len(categories) or not all(0 < len(n) < 100 and n.isprintable() and n == n.strip() for n in names):
+        raise InputError(f"{path} has a category without a plain name of its own, of under 100 characters")
     twice = next((a.image_id for a, b in pairwise(pictures) if a.image_id == b.image_id), None)
     if twice or len(found) != len(content["images"]):
         raise InputError(f"{path} has the image {twice or 'of one id'} twice")

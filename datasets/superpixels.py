@@ -82,7 +82,7 @@ def random_scaled_crop(
         3×crop×crop uint8, padded with 127, and crop×crop int64 ids, renumbered from 0; the padding is one more id.
     """
     scale = scales[int(torch.randint(len(scales), ()))]
-    size = [int(side * scale + 0.5) for side in image.shape[-2:]]
+    size = [max(1, int(side * scale + 0.5)) for side in image.shape[-2:]]
     image = F.resize(image, size, antialias=False)
     ids = F.resize(superpixels[None], size, InterpolationMode.NEAREST)[0].long()
     if torch.rand(()) < 0.5:

@@ -211,6 +211,9 @@ def test_missing_files_are_named(download, tmp_path, capsys):
     assert "prepare" in refused(capsys, "check", "--root", tmp_path / "nothing")
 
 
+UNFIT = ("", " cat", "two\nlines", "bell\a", "background", "long" * 100)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -234,7 +237,8 @@ def test_missing_files_are_named(download, tmp_path, capsys):
         (lambda c: c["annotations"].append(annotation(9, 1, None)), "no usable outline"),
         (lambda c: c["annotations"].append({**annotation(9, 1, box(0, 0, 1, 1)), "bbox": "none"}), "box"),
         (lambda c: c["categories"].append({"id": 44, "name": "again"}), "categories"),
-        (lambda c: c["categories"].append({"id": 90, "name": "toothbrush"}), "other categories"),
+        (lambda c: c["categories"].append({"id": 90, "name": "hover board"}), "other categories"),
+        *((lambda c, name=name: c["categories"].append({"id": 91, "name": name}), "plain name") for name in UNFIT),
     ],
 )
 def test_broken_instances(download, tmp_path, capsys, change, said):

@@ -229,3 +229,9 @@ def test_a_crop_shows_the_same_place_of_image_and_superpixels():
         mirrored.add(bool(x[0, 0, 0] > x[0, 0, 30]))
     assert {(32, 40), (48, 60), (64, 80)} <= sides and sides <= {(32, 40), (48, 60), (64, 80), (80, 96)}
     assert mirrored == {True, False}
+
+
+def test_a_thin_image_keeps_a_pixel_at_every_scale():
+    image, ids = torch.zeros(3, 1, 300, dtype=torch.uint8), torch.zeros(1, 300, dtype=torch.long)
+    x, crop_ids = random_scaled_crop(image, ids, 20, (0.01,))
+    assert x.shape == (3, 20, 20) and (x == 0).any() and set(crop_ids.unique().tolist()) == {0, 1}

@@ -1,15 +1,20 @@
 """Every reader of files that strangers can have made, with good files for it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
+from datasets.coco import paint, picture_classes, read_instances
 from datasets.demo import make_demo
 from datasets.pictures import read_photo
+from datasets.saliency import read_saliency
 from datasets.seed_store import load_differences, load_maps, save_differences, save_maps
+from datasets.superpixels import read_superpixels, write_superpixels
 from datasets.voc import class_names, image_size, read_ids, read_image, read_mask, read_present
 from engine import checkpoint, history, runs
 from engine.resume import Standing, read_state, write_state
@@ -84,6 +89,23 @@ def readers(work: Path) -> dict[str, Reader]:
     def imported(kind: str, shown: np.ndarray) -> Callable[[Path], object]:
         return lambda path: import_labels.read_maps(path, kind, shown, (height, width))
 
+    def painted(path: Path) -> None:
+        instances = read_instances(path)
+        for picture in instances.pictures:
+            picture_classes(instances, picture)
+            paint(instances, picture)
+
+    size = image_size(root, val[0])
+    write_superpixels(folder / "superpixels.png", np.arange(size[0] * size[1]).reshape(size) // 999 % 60)
+    Image.fromarray(rng.integers(0, 255, size, np.uint8)).save(folder / "saliency.png")
+    outline = {"id": 1, "image_id": 1, "category_id": 3, "iscrowd": 0, "bbox": [1, 1, 4, 4]}
+    runs_of = outline | {"id": 2, "iscrowd": 1, "segmentation": {"size": [9, 8], "counts": [5, 7, 60]}}
+    coco = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 9, "width": 8}],
+        "categories": [{"id": 3, "name": "cat"}],
+        "annotations": [outline | {"segmentation": [[1, 1, 5, 1, 5, 5.5]]}, runs_of],
+    }
+    (folder / "instances.json").write_text(json.dumps(coco))
     lists = [(root / "ImageSets" / "Segmentation" / "train.txt").read_bytes()]
     return {
         "list": Reader(lists, "ImageSets/Segmentation/x.txt", lambda path: read_ids(path.parents[2], "x")),
@@ -93,6 +115,9 @@ def readers(work: Path) -> dict[str, Reader]:
         "photograph in PNG": Reader(photos("SegmentationClass", val, ".png"), "JPEGImages/x.jpg", of_id(read_image)),
         "mask": Reader(photos("SegmentationClass", val, ".png"), "SegmentationClass/x.png", read_mask),
         "annotation": Reader(photos("Annotations", train, ".xml"), "Annotations/x.xml", of_id(read_present)),
+        "superpixels": Reader(good("superpixels.png"), "x.png", lambda path: read_superpixels(path, size)),
+        "saliency": Reader(good("saliency.png"), "x.png", lambda path: read_saliency(path, size)),
+        "instances of COCO": Reader(good("instances.json"), "x.json", painted),
         "stored maps": Reader(good("full.npz", "grid.npz"), "x.npz", load_maps),
         "difference maps": Reader(good("d.npz"), "x.npz", load_differences),
         "weights": Reader(good("new.pth"), "x.pth", lambda path: checkpoint.load_into(Classifier(20, 0.0625), path)),
