@@ -67,8 +67,8 @@ class Expected:
 _STAGE, _ICD_STAGE, _RECURSEED_STAGE = "make_aff_labels", "make_icd_labels", "recurseed evaluate"
 FIGURES = (
     Expected(DEMO, "make_cam_labels", "cam", (46.7,), _README, background="best threshold"),
-    Expected(DEMO, _STAGE, "psa", (48.9,), _README, background="powers 1, 8; walk 8"),
-    Expected(DEMO, _STAGE, "psa_crf", (51.1,), _README, background="powers 1, 8; walk 8", crf="psa"),
+    Expected(DEMO, _STAGE, "psa", (48.9,), _README, background="powers 1, 8; walk 4"),
+    Expected(DEMO, _STAGE, "psa_crf", (51.1,), _README, background="powers 1, 8; walk 4", crf="psa"),
     Expected(DEMO, "mode 1", "ssdd", (53.4,), _README),
     Expected(DEMO, "mode 3", MASK, (48.6,), _README, "val"),
     Expected(DEMO, "mode 3", AFTER, (48.8,), _README, "val", crf="ssdd"),

@@ -21,7 +21,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {' '.join(message.split())[:300]}; see --help".encode(errors="replace").decode(), file=sys.stderr)
+        line = f"error: {' '.join(message.split())[:300]}; see --help"
+        print(line.encode(errors="replace").decode(), file=sys.stderr)
         sys.exit(2)
 
 
