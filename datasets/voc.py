@@ -243,14 +243,11 @@ def read_present(root: str | Path, image_id: str, difficult: bool = True) -> np.
     return present
 
 
-def read_names(path: Path, difficult: bool = True) -> list[str]:
-    """The names of the objects in a VOC annotation, at least one.
-
-    Args:
-        difficult: whether objects marked so are named where there are others.
+def read_objects(path: Path) -> list[ElementTree.Element]:
+    """The objects of a VOC annotation.
 
     Raises:
-        InputError: the file is missing, no VOC annotation, or names no object.
+        InputError: the file is missing or no VOC annotation.
     """
     try:
         data = read_bytes(path, _LARGEST_XML)
@@ -263,12 +260,23 @@ def read_names(path: Path, difficult: bool = True) -> list[str]:
     if any(word in data for word in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
         raise InputError(f"{path} is not a VOC annotation (a document type, or not UTF-8)")
     try:
-        objects = ElementTree.fromstring(data).findall("object")
-        marks = [(element.findtext("difficult") or "").strip() == "1" for element in objects]
-        plain = [element for element, marked in zip(objects, marks, strict=True) if not marked]
-        names = _object_names(objects if difficult else plain) or _object_names(objects)
+        return ElementTree.fromstring(data).findall("object")
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise InputError(f"{path} is not readable XML ({error})") from None
+
+
+def read_names(path: Path, difficult: bool = True) -> list[str]:
+    """The names of the objects in a VOC annotation, at least one.
+
+    Args:
+        difficult: whether objects marked so are named where there are others.
+
+    Raises:
+        InputError: the file is missing, no VOC annotation, or names no object.
+    """
+    objects = read_objects(path)
+    plain = [element for element in objects if (element.findtext("difficult") or "").strip() != "1"]
+    names = _object_names(objects if difficult else plain) or _object_names(objects)
     if not names:
         raise InputError(f"{path} names no object: nothing can be learned from an image without a label, unlist its id")
     return names
