@@ -132,16 +132,24 @@ def open_run(out: Path, modelid: str, root: str | None = None) -> Run:
     filled = [(name, path, stored) for name, path, stored in filled if not _later_folder(out, modelid, name, path)]
     if not filled:
         raise InputError(f"{out} holds no run named '{modelid}': name the --out folder of one, and its --modelid")
-    try:
-        config = replace(from_stored(filled[0][2]), out=str(out), modelid=modelid)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{filled[0][1] / 'config.json'} cannot be used ({error})") from None
-    config = replace(config, voc_root=root or config.voc_root)
+    configs = [_checked(path, stored) for _, path, stored in filled]
+    config = replace(configs[0], out=str(out), modelid=modelid, voc_root=root or configs[0].voc_root)
     if not list_path(config.voc_root, config.train_split).exists():
         raise InputError(f"{list_path(config.voc_root, config.train_split)} is missing: name the data with --voc-root")
     entries = [Entry(name, path, stored, _source(name, stored)) for name, path, stored in filled]
     chain, missing = _chain(config, entries)
     return Run(out, modelid, Path(config.voc_root), data_of(config.voc_root), config, tuple(chain), tuple(missing))
+
+
+def _checked(path: Path, stored: dict) -> Config:
+    """The Config that a stage noted; an InputError where what it noted cannot be."""
+    try:
+        made_from = stored.get("made_from", {})
+        if not isinstance(made_from, dict) or not all(isinstance(value, str) for value in made_from.values()):
+            raise ValueError("made_from must name files and their digests")
+        return from_stored(stored)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path / 'config.json'} cannot be used ({error}); move {path} aside") from None
 
 
 def _later_folder(out: Path, modelid: str, stage: str, path: Path) -> bool:

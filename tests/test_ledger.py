@@ -141,6 +141,14 @@ def test_a_missing_stage_is_one_line_with_its_command(own_run, finished_run, cap
     assert "python main_ssdd.py --mode=1" in data_of(Path(own_run.out) / "script" / "ledger.html")["missing"]
 
 
+@pytest.mark.parametrize("change", [{"made_from": []}, {"made_from": {"a": 1}}, {"crf_sxy": "wide"}, {"lr": None}])
+def test_a_damaged_config_is_one_line(change, own_run, finished_run, capsys):
+    path = stages.folder(own_run, "make_aff_labels") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    flags = [own_run.out, "--voc-root", own_run.voc_root, "--against", str(finished_run)]
+    assert f"{path} cannot be used" in refused(program.main, flags, capsys)
+
+
 def test_runs_without_figures_are_refused_in_one_line(own_run, tmp_path, capsys):
     root = ["--voc-root", own_run.voc_root]
     assert "--width=0.0625" in refused(program.main, [own_run.out, *root], capsys)
