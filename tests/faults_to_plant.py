@@ -52,6 +52,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("colour jitter left out", 'jittered(batch["image"], batch["order"], batch["factors"]) if "order" in batch else batch["image"]', 'batch["image"]', MODE_0),
         ("images not normalised", "normalise(images).con", "(images / 255).con", MODE_0),
         ("advisers in reverse", "for name in batch if name", "for name in reversed(batch) if name", TWO_ADVISERS),
+        ("all images mixed", "< config.certain_mix", "< 1", "tests/test_certain_mix.py::test_a_share_of_the_images_is_mixed"),
         ("conv1a trained", "segmentation.encoder.conv1a.requires_grad_(False)", "pass", MODE_0),
         ("BatchNorm trained", "    train_with_frozen_batchnorm(step)\n    segm", "    step.train()\n    segm", MODE_2),
         ("no dropout after the pictures", "train_with_frozen_batchnorm(step)\n        if", "pass\n        if", MODE_0),
@@ -69,6 +70,10 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("integration always whole", 'config.map_weight, config.integration)', 'config.map_weight, "both")', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
         ("bias favours knowledge", 'sign = 1 if config.bias_favours == "advice"', 'sign = 1 if config.bias_favours == "knowledge"', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
         ("seeds with the bias of mode 2", "_integration(config, config.seed_bias, config.seed_bg)", "_integration(config, config.bias, config.bg)", MODE_1),
+    ],
+    "models/ssdd/regions.py": [
+        ("the largest region wins", "argsort(descending=True", "argsort(descending=False", "tests/test_advisers.py::test_the_smallest_region_wins_and_the_knowledge_stays_elsewhere"),
+        ("what holds the background is background", "& (torch.arange(classes, device=knowledge.device) > 0)", "", "tests/test_advisers.py::test_each_region_takes_its_class_by_hand"),
     ],
     "modes/ssdd/pictures.py": [
         ("pictures of the wrong masks", 'masks = {"k": module.knowledge, "a": module.advice,', 'masks = {"a": module.knowledge, "k": module.advice,', MODE_0_SHOWS),
@@ -110,6 +115,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("precision ignored", "config.precision", '"float32"', PRECISION),
         ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0, seed', 'batch["small"], batch["knowledge"], seed', MODE_2),
         ("CRF on other images", 'batch["small"], m', 'batch["small"].flip(2), m', MODE_2),
+        ("maps of another pair taken", "    runs.need_same_pair(config, differences.folder)\n", "", "tests/test_advisers.py::test_maps_of_another_pair_are_refused"),
+        ("what knowledge and advice dispute is pasted", "mixed_batch(config, batch, m_ssdd0, agreed)", "mixed_batch(config, batch, m_ssdd0)", "tests/test_certain_mix.py::test_modes_2_and_4_train_on_mixed_images_when_asked"),
         ("m_ssdd0 with the bias of mode 2", "*maps, batch[\"present\"], seed_integration(config))", "*maps, batch[\"present\"], integration(config))", MODE_2),
         ("modules with the bias of m_ssdd0", "ddnet, integration(config), config.alpha", "ddnet, seed_integration(config), config.alpha", MODE_2),
         ("swap_maps ignored", "config.move_maps, config.swap_maps)", "config.move_maps, False)", MODE_2),
