@@ -105,7 +105,7 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
     own["list"] = digest(images) if images.exists() else ""
     own["versions"] = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
     path = folder / "config.json"
-    if config.fresh and folder.exists() and not _same_job(path):
+    if config.fresh and folder.exists() and not same_job(path):
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
             number += 1
@@ -126,7 +126,7 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
         temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
 
 
-def _same_job(path: Path) -> bool:
+def same_job(path: Path) -> bool:
     """Whether the torchrun that started this process has claimed the folder before: it has started a lost run again."""
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     try:

@@ -11,7 +11,7 @@ ON_FIXED = ("mode 3", "mode 4")
 SIDE, TERM = (8, 8192), (-10, 10)
 STARTS = ("classifier", "static")
 PARTS = ("both", "maps", "flags", "knowledge", "advice")
-CRFS = ("pydensecrf", "exact")
+CRFS = ("pydensecrf", "exact", "auto")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Ssdd:
     bias: float = setting(0.4, RUN, TERM, DYNAMIC, "of the integration in modes 0 and 2 (paper)")
     bg: float = setting(0.0, RUN, TERM, DYNAMIC, "background term of that integration (paper)")
     integration: str = setting("both", RUN, PARTS, SEEDS, "what chooses: difference maps and flags (paper), or less")
-    crf: str = setting("pydensecrf", RUN, CRFS, DYNAMIC, "of mode 2: pydensecrf (program), exact on the device (ours)")
+    crf: str = setting(
+        "pydensecrf", RUN, CRFS, DYNAMIC, "of mode 2: pydensecrf (program); exact; auto: the faster (ours)"
+    )
     crf_train: int = setting(3, RUN, (1, 1000), DYNAMIC, "iterations in the training step (program)")
 
 

@@ -27,15 +27,6 @@ from tools.check_gpu.hardware import crf_verdicts, gpu_verdicts, parity_verdicts
 from tools.check_gpu.training import IMAGES, process_verdicts, program_verdicts, resume_verdicts
 from tools.check_gpu.trial import FAILS, ROOT, WORKS, Place, Verdict, run
 
-CHECKS = {
-    "gpu": gpu_verdicts,
-    "parity": parity_verdicts,
-    "crf": crf_verdicts,
-    "programs": program_verdicts,
-    "resume": resume_verdicts,
-    "processes": process_verdicts,
-}
-
 
 def speed_verdicts(place: Place) -> Iterator[Verdict]:
     """The benchmark's rows, with the share of the measured peak."""
@@ -59,7 +50,15 @@ def speed_verdicts(place: Place) -> Iterator[Verdict]:
         yield Verdict(row["what"], WORKS, why + (f"; {row['note']}" if "note" in row else ""))
 
 
-CHECKS["speed"] = speed_verdicts
+CHECKS = {
+    "gpu": gpu_verdicts,
+    "parity": parity_verdicts,
+    "crf": crf_verdicts,
+    "programs": program_verdicts,
+    "resume": resume_verdicts,
+    "processes": process_verdicts,
+    "speed": speed_verdicts,
+}
 
 
 def verdicts(place: Place, only: list[str]) -> Iterator[Verdict]:
