@@ -1,4 +1,5 @@
 # make demo: the whole method on the embedded data set.   make demo-icd: ICD on the same.   make test: the tests.
+# make gpu: does everything work on this machine's GPUs, and how fast?
 # All install what they need.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +15,7 @@ FLAGS := --preset demo --out $(OUT) --voc-root $(OUT)/VOC2012 --seed $(SEED) --d
 PARALLEL := OMP_NUM_THREADS=$(shell expr '(' $$(nproc) + $(PROCESSES) - 1 ')' / $(PROCESSES)) \
   $(BIN)/torchrun --standalone --nproc_per_node=$(PROCESSES)
 
-.PHONY: demo demo-icd demo-recurseed test study campaign lint
+.PHONY: demo demo-icd demo-recurseed test gpu study campaign lint
 
 # Ends with a line of advice where the first line of $(CONSTRAINTS) names another Python.
 define FITTING
@@ -71,6 +72,10 @@ demo-recurseed: .venv/installed
 # One thread a process: more would wait for each other.
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
+
+# A report below docs/benchmarks/; without a GPU it says so and tries what a CPU can.
+gpu: .venv/installed
+	$(BIN)/python -m tools.check_gpu
 
 # docs/reproduction.md: every difference between paper and released program, measured on the demo's images; hours.
 study: .venv/installed

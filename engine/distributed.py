@@ -1,6 +1,8 @@
 """One process or several (torchrun): devices, shards, and the precision that a device computes in."""
 
+import hashlib
 import os
+import platform
 import sys
 import tempfile
 import threading
@@ -8,6 +10,8 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -17,6 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.errors import InputError
 
 LONGEST_TMPDIR = 70  # characters; the name of a socket below it may have 108 in all
+JOINING_SECONDS = 60
+LONGEST_WAIT = timedelta(days=1)  # for one that has more CRFs to do; torchrun tells of one that is lost
+ROOMS = ("settings", "datasets", "models", "evaluation", "engine", "script", "modes", "prepare_labels")
 LOST = "another process of this run was lost; what is done is kept: give the same command again"
 # For a few numbers between CPUs, which must not wait for the GPUs.
 _talk: dist.ProcessGroup | None = None
@@ -39,17 +46,7 @@ def start(device: str, batch: tuple[str, int] | None = None) -> torch.device:
         raise InputError(f"{flag}={images}: {together} processes share these images; give a multiple of {together}")
     if len(tempfile.gettempdir()) > LONGEST_TMPDIR:
         raise InputError(f"TMPDIR={tempfile.gettempdir()}: at most {LONGEST_TMPDIR} characters, as sockets go there")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" or (several and device.startswith("cuda")):
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        chosen = torch.device(device)
-        if chosen.type not in ("cpu", "cuda"):
-            raise RuntimeError("it must be auto, cpu, cuda or cuda:N")
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device={device} cannot be used here: {str(error).splitlines()[0]}") from None
+    chosen = _usable(device, several)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         # torch's default computes float32 convolutions in TensorFloat-32, which keeps 10 bits of the mantissa.
@@ -58,16 +55,7 @@ def start(device: str, batch: tuple[str, int] | None = None) -> torch.device:
         torch.backends.cudnn.benchmark = batch is not None
         torch.cuda.reset_peak_memory_stats(chosen)
     if several and not dist.is_initialized():
-        backend, own = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
-        try:
-            dist.init_process_group(backend, device_id=own)
-            global _talk
-            _talk = dist.new_group(backend="gloo")
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"the processes cannot be joined ({reason}); start them with torchrun") from None
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # else the parent may be a shell, which may leave
-            threading.Thread(target=_leave_when_alone, args=(os.getppid(),), daemon=True).start()
+        _join(chosen)
     return chosen
 
 
@@ -84,6 +72,93 @@ def _started_several() -> bool:
     if missing:
         raise InputError(f"WORLD_SIZE={words['WORLD_SIZE']} without {missing[0]}: start with torchrun, or unset it")
     return True
+
+
+def _usable(device: str, several: bool) -> torch.device:
+    """The device that --device names, for this process.
+
+    Raises:
+        InputError: it is not there, torch cannot use it, or the machine has fewer GPUs than processes.
+    """
+    if device == "auto":
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        trouble = next((str(w.message).splitlines()[0] for w in said if "CUDA initialization" in str(w.message)), None)
+        if trouble:  # silently on a CPU a run would take weeks
+            raise InputError(f"there is a GPU that torch cannot use ({trouble}): mend that, or give --device=cpu")
+    if device == "cuda" or (several and device.startswith("cuda")):
+        needed, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        if 0 < there < needed:
+            raise InputError(f"{needed} processes on this machine, which has {there} GPUs: --nproc_per_node={there}")
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError("it must be auto, cpu, cuda or cuda:N")
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device={device} cannot be used here: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+def _join(device: torch.device) -> None:
+    """Meet the other processes, all of which must run the same code.
+
+    Raises:
+        InputError: they cannot be met, or differ.
+    """
+    if device.type == "cuda" and not dist.is_nccl_available():
+        raise InputError("this torch has no NCCL, which joins GPUs: install one that has it, or give --device=cpu")
+    backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    late = threading.Timer(JOINING_SECONDS, _leave_when_late)
+    late.daemon = True
+    late.start()
+    try:
+        dist.init_process_group(backend, device_id=own)
+        global _talk
+        _talk = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        _check_code()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the processes cannot be joined ({reason}); start them with torchrun") from None
+    finally:
+        late.cancel()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # else the parent may be a shell, which may leave
+        threading.Thread(target=_leave_when_alone, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_when_late() -> None:
+    """End this process, which waits within torch for others that do not come."""
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    others = f"the other processes did not come within {JOINING_SECONDS} s"
+    print(f"error: {others}: {where} must be open to all machines; give the same command again", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(2)
+
+
+def _check_code() -> None:
+    """Refuse processes of different code, which would wait for each other in different places.
+
+    Raises:
+        InputError: names two machines.
+    """
+    own = platform.node(), {"torch": torch.__version__, "the program's source": _source()}
+    everyone: list = [own] * processes()
+    dist.all_gather_object(everyone, own, group=_talk)
+    (first, expected), *others = everyone
+    for node, found in others:
+        differs = [name for name in expected if found[name] != expected[name]]
+        if differs:
+            raise InputError(f"{first} and {node} run different code ({', '.join(differs)}): bring them to one version")
+
+
+def _source() -> str:
+    """What the files of this program hold."""
+    root, total = Path(__file__).parent.parent, hashlib.sha256()
+    for path in sorted([*root.glob("*.py"), *(path for room in ROOMS for path in (root / room).rglob("*.py"))]):
+        total.update(f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def _leave_when_alone(parent: int) -> None:
@@ -189,10 +264,19 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def computes_in_bfloat16(device: torch.device, precision: str) -> bool:
+    """Whether networks run in bfloat16.
+
+    Raises:
+        InputError: they should, on a GPU that cannot.
+    """
+    if device.type == "cuda" and precision != "float32":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        if precision == "bfloat16" and not able:
+            name = torch.cuda.get_device_name(device)
+            raise InputError(f"--precision=bfloat16: {name} does not compute in it; give --precision=auto")
+        return able
     if precision != "auto":
         return precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         # Without these units bfloat16 is emulated and slower than float32; older torch cannot tell.
         units = getattr(torch.cpu, "get_capabilities", dict)()

@@ -108,11 +108,12 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
     own["stage"] = stage
     own["crf_used"] = crf.used_by(stage, own)
+    own["job"] = os.environ.get("TORCHELASTIC_RUN_ID", "")
     images = list_path(config.voc_root, split)
     own["list"] = digest(images) if images.exists() else ""
     own["versions"] = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
     path = folder / "config.json"
-    if config.fresh and folder.exists():
+    if config.fresh and folder.exists() and not same_job(path):
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
             number += 1
@@ -131,6 +132,15 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
         return
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+
+
+def same_job(path: Path) -> bool:
+    """Whether the torchrun that started this process has claimed the folder before: it has started a lost run again."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    try:
+        return job != "none" and path.exists() and read_config(path).get("job") == job
+    except InputError:
+        return False
 
 
 def _as_now(stored, own: dict[str, str]) -> dict[str, str]:

@@ -15,8 +15,9 @@ from settings.config import Config
 
 
 def at_most_cores(wanted: int) -> int:
-    """`wanted` worker processes, but no more than there are cores."""
-    return min(wanted, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """`wanted` worker processes, but no more than this process' share of the cores, if it wants any at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(wanted, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def crf_kernel(config: Config) -> CrfKernel:

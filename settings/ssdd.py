@@ -11,7 +11,7 @@ ON_FIXED, MIXING = ("mode 3", "mode 4"), ("mode 2", "mode 4")
 SIDE, TERM = (8, 8192), (-10, 10)
 STARTS = ("classifier", "static")
 PARTS = ("both", "maps", "flags", "knowledge", "advice")
-CRFS = ("pydensecrf", "exact")
+CRFS = ("pydensecrf", "exact", "auto")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Ssdd:
     bg: float = setting(0.0, RUN, TERM, DYNAMIC, "background term of that integration (paper)")
     integration: str = setting("both", RUN, PARTS, SEEDS, "what chooses: difference maps and flags (paper), or less")
     map_weight: float = setting(1.0, RUN, (0, 1e4), SEEDS, "factor on σ(d_K) − σ(d_A); paper: 1")
-    crf: str = setting("pydensecrf", RUN, CRFS, DYNAMIC, "of mode 2: pydensecrf (program), exact on the device (ours)")
+    crf: str = setting(
+        "pydensecrf", RUN, CRFS, DYNAMIC, "of mode 2: pydensecrf (program); exact; auto: the faster (ours)"
+    )
     crf_train: int = setting(3, RUN, (1, 1000), DYNAMIC, "iterations in the training step (program)")
 
     certain_mix: float = setting(

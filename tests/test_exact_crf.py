@@ -1,5 +1,7 @@
 """The exact CRF on the device: against brute force, pydensecrf and the training step's other CRF."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import main_ssdd
+from engine import runs, stages
 from engine.workers import Workers
 from models.crf import CrfKernel, dense_crf, masks_after_crf
 from models.exact_crf import BilateralFilter, exact_crf, exact_masks
+from modes.ssdd import dynamic
 from settings.config import demo, voc, with_recipe
 from tests.conftest import as_flags
 from tests.test_crf import brute_force_crf
@@ -150,3 +154,42 @@ def test_config_chooses(own_run, monkeypatch):
     assert shapes[0] == (3, 16, 16, 3)
     with pytest.raises(SystemExit):  # the choice belongs to what the folder was made with
         main_ssdd.main(["--mode=2", *as_flags(own_run)])
+
+
+def test_auto_takes_the_faster_and_goes_on_with_what_was_taken(own_run, monkeypatch, capsys):
+    flags = ["--mode=2", *as_flags(own_run), "--crf=auto"]
+    config = stages.folder(own_run, "mode 2") / "config.json"
+    main_ssdd.main([*flags, "--fresh"])
+    assert runs.read_config(config)["crf"] == "pydensecrf"  # on a CPU nothing is measured
+    assert "mode 2: CRFs of a batch" not in capsys.readouterr().out
+    monkeypatch.setattr(dynamic, "exact_is_faster", lambda config, device: True)
+    main_ssdd.main(flags)
+    assert "takes pydensecrf" in capsys.readouterr().out  # as the run before
+    main_ssdd.main([*flags, "--fresh"])
+    assert runs.read_config(config)["crf"] == "exact"
+    monkeypatch.setattr(dynamic, "exact_is_faster", lambda config, device: False)
+    main_ssdd.main(flags)
+    assert runs.read_config(config)["crf"] == "exact"
+
+
+def test_the_faster_one_is_measured_with_the_steps_own_crfs(own_run, monkeypatch):
+    slow = []
+
+    def crf(config, workers):
+        def masks(images, logits, present):
+            assert images.shape == (3, 16, 16, 3) and logits.shape == (3, 21, 16, 16) and present.sum(1).eq(3).all()
+            time.sleep(0.05 * (config.crf in slow))
+            return lambda: logits.argmax(1)
+
+        return masks
+
+    device = torch.device("cpu")
+    assert not dynamic.exact_is_faster(own_run, device)
+    monkeypatch.setattr(dynamic, "training_crf", crf)
+    real = torch.randint, torch.randn, torch.arange
+    for name, function in zip(("randint", "randn", "arange"), real, strict=True):
+        on_cpu = lambda *a, function=function, device=None, **o: function(*a, **o)  # noqa: E731
+        monkeypatch.setattr(torch, name, on_cpu)
+    for name, faster in (("pydensecrf", True), ("exact", False)):
+        slow[:] = [name]
+        assert dynamic.exact_is_faster(own_run, torch.device("cuda")) == faster

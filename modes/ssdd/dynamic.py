@@ -1,6 +1,8 @@
 """Mode 2: two SSDD modules and the segmentation network, end to end."""
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 
 from datasets.samples.seeds import StoredDifferences
 from datasets.seed_store import store_path
+from datasets.voc import class_names
 from engine import checkpoint, distributed, runs, stages
 from engine.training import Losses
 from engine.workers import Workers, at_most_cores, crf_kernel
@@ -42,6 +45,7 @@ def run(config: Config) -> None:
     need_partners(config)
     layout = distributed.memory_format(device, config.width)
     folder = stages.folder(config, STAGE)
+    config = with_settled_crf(config, device, folder / "config.json")
     ids = runs.image_ids(config, config.train_split)
     differences = StoredDifferences(stages.folder(config, "mode 1"), config.move_maps, config.swap_maps)
     maps = [store_path(differences.folder, image_id) for image_id in ids]
@@ -99,6 +103,46 @@ def start(config: Config, segmentation: SegmentationNetwork) -> Path:
     heads = {key.replace("seg_main.", "seg_sub.", 1): value for key, value in state.items() if "seg_main." in key}
     checkpoint.fill(segmentation, state | heads, weights)
     return weights
+
+
+def with_settled_crf(config: Config, device: torch.device, path: Path) -> Config:
+    """--crf=auto as the CRF that the run took before, or the one that is faster here; so the folder's Config names it.
+
+    Args:
+        path: of the Config that the run has left, if it has.
+    """
+    if config.crf != "auto":
+        return config
+    exact = False
+    if distributed.rank() == 0:
+        goes_on = path.exists() and (not config.fresh or runs.same_job(path))
+        exact = runs.read_config(path).get("crf") == "exact" if goes_on else exact_is_faster(config, device)
+        print(f"mode 2: --crf=auto takes {'exact' if exact else 'pydensecrf'}", flush=True)
+    exact = bool(distributed.highest([int(exact)])[0])
+    return replace(config, crf="exact" if exact else "pydensecrf")
+
+
+def exact_is_faster(config: Config, device: torch.device) -> bool:
+    """Whether the exact CRF of this process's batch takes less time than pydensecrf in its workers; on CUDA only."""
+    if device.type != "cuda":
+        return False
+    size = distributed.share(config.bn), config.crop // 4, config.crop // 4
+    classes = len(class_names(config.voc_root))
+    images = torch.randint(256, (*size, 3), dtype=torch.uint8, device=device)
+    logits = torch.randn(size[0], classes, *size[1:], device=device)
+    present = (torch.arange(classes, device=device) < 3).float().expand(size[0], -1)  # as many as VOC's images show
+    seconds = {}
+    with Workers(at_most_cores(config.workers) if config.crf_workers else 0) as workers:
+        for name in ("exact", "pydensecrf"):
+            crf = training_crf(replace(config, crf=name), workers)
+            times = []
+            for _ in range(4):  # the first one chooses kernels and starts processes
+                began = time.perf_counter()
+                crf(images, logits, present)().cpu()
+                times.append(time.perf_counter() - began)
+            seconds[name] = min(times)
+    print("mode 2: CRFs of a batch: " + ", ".join(f"{name} {1e3 * t:.1f} ms" for name, t in seconds.items()))
+    return seconds["exact"] < seconds["pydensecrf"]
 
 
 def training_crf(config: Config, workers: Workers) -> Callable:
