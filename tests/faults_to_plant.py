@@ -253,7 +253,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("inputs no part of the identity", '(*settings_of(stage), "made_from")', "settings_of(stage)", f"{_CONFIG}folder_made_from_other_weights_is_refused"),
         ("folders without identity", 'return str(read_config(path / "config.json").get("identity", ""))', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("identity of all settings", '[:16]\n    own["stage"]', '[:16] + str(config.workers)\n    own["stage"]', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
-        ("--fresh forgotten", "if config.fresh and folder.exists():", "if False:", f"{_CONFIG}fresh_moves_the_old_folder_aside_each_time"),
+        ("--fresh forgotten", "if config.fresh and folder.exists() and", "if False and", f"{_CONFIG}fresh_moves_the_old_folder_aside_each_time"),
         ("epoch asked for ignored", "checkpoint_path(folder, network, epoch or last)", "checkpoint_path(folder, network, last)", MODE_1),
         ("half-written files stay", "    remove_partial(folder)\n", "", "tests/test_faults.py::test_what_a_killed_run_left_half_written_is_removed"),
     ],
