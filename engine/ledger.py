@@ -209,13 +209,13 @@ def published(run: Run) -> Known:
         raise InputError(
             f"{run.root} has its own classes, for which nobody has figures: name a run of yours with --against"
         )
-    needed = "demo" if run.data == expected.DEMO else "voc"
-    if run.config.preset != needed:
+    needed = {expected.VOC: ("voc",), expected.COCO: ("coco", "voc"), expected.DEMO: ("demo",)}[run.data]
+    if run.config.preset not in needed:
         raise InputError(
             f"{run.out} was made with --preset={run.config.preset} on {run.data} data: the figures there are belong to "
-            f"--preset={needed}; name a run of yours with --against"
+            f"--preset={needed[0]}; name a run of yours with --against"
         )
-    reference = with_recipe(preset(needed), run.config.recipe)
+    reference = with_recipe(preset(run.config.preset), run.config.recipe)
     for name in ("width", "icd_width", "backbone_dilation"):
         if getattr(run.config, name) != getattr(reference, name):
             raise InputError(
