@@ -112,7 +112,7 @@ def demo() -> Config:
         walk_log_steps=5,
         alpha_low=1.0,
         alpha_high=8.0,
-        alpha_walk=4.0,
+        alpha_walk=8.0,
         dropout=0.0,
         cls_epochs=20,
         cls_batch=8,
