@@ -111,6 +111,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("seeds no part of what it was made from", "dd_weights, *samples.seeds.values(), *runs", "dd_weights, *runs", MADE_FROM),
     ],
     "modes/ssdd/dynamic.py": [
+        ("a run goes on with another CRF", "path.exists() and (not config.fresh or runs.same_job(path))", "False", "tests/test_exact_crf.py::test_auto_takes_the_faster_and_goes_on_with_what_was_taken"),
         ("maps no part of what it was made from", "differences.folder, *runs", "*runs", MADE_FROM),
         ("precision ignored", "config.precision", '"float32"', PRECISION),
         ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0, seed', 'batch["small"], batch["knowledge"], seed', MODE_2),
@@ -227,9 +228,13 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "engine/distributed.py": [
         ("bfloat16 and float32 confused", 'return precision == "bfloat16"', 'return precision == "float32"', MODE_0),
         ("shards overlap", "items[rank() :: processes()]", "items[rank() :]", f"{_TRAINING}shards_of_a_list_are_disjoint_and_complete"),
+        ("other code not noticed", "if differs:", "if False:", "tests/test_joining.py::test_machines_of_different_code_are_refused"),
+        ("waiting for ever for other machines", "    late.start()\n", "", "tests/test_joining.py::test_a_machine_that_cannot_be_reached_ends_the_run[1]"),
+        ("a CPU in place of a GPU with a bad driver", "        if trouble:", "        if False:", "tests/test_joining.py::test_a_driver_that_torch_does_not_like_is_no_reason_to_take_the_cpu"),
         ("GPUs by the global rank", "'LOCAL_RANK'", "'RANK'", "tests/test_distributed.py::test_every_gpu_gets_an_index"),
     ],
     "engine/workers.py": [
+        ("every process takes all cores", '// int(os.environ.get("LOCAL_WORLD_SIZE", 1))', "", "tests/test_joining.py::test_processes_share_the_cores"),
         ("kernel's terms swapped", "        config.crf_gaussian_sxy,\n        config.crf_gaussian_weight,", "        config.crf_gaussian_weight,\n        config.crf_gaussian_sxy,", MODE_3),
     ],
     "engine/checkpoint.py": [
@@ -253,7 +258,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("inputs no part of the identity", '(*settings_of(stage), "made_from")', "settings_of(stage)", f"{_CONFIG}folder_made_from_other_weights_is_refused"),
         ("folders without identity", 'return str(read_config(path / "config.json").get("identity", ""))', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("identity of all settings", '[:16]\n    own["stage"]', '[:16] + str(config.workers)\n    own["stage"]', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
-        ("--fresh forgotten", "if config.fresh and folder.exists() and", "if False and", f"{_CONFIG}fresh_moves_the_old_folder_aside_each_time"),
+        ("--fresh forgotten", "if config.fresh and folder.exists() and not same_job(path):", "if False:", f"{_CONFIG}fresh_moves_the_old_folder_aside_each_time"),
+        ("--fresh at every restart", " and not same_job(path):", ":", "tests/test_joining.py::test_fresh_moves_aside_once_a_job"),
         ("epoch asked for ignored", "checkpoint_path(folder, network, epoch or last)", "checkpoint_path(folder, network, last)", MODE_1),
         ("half-written files stay", "    remove_partial(folder)\n", "", "tests/test_faults.py::test_what_a_killed_run_left_half_written_is_removed"),
     ],

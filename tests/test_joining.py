@@ -16,6 +16,7 @@ import torch
 import main_ssdd
 from datasets.errors import InputError
 from engine import checkpoint, distributed, runs, stages
+from engine.workers import at_most_cores
 from tests.conftest import as_flags
 
 ROOT = Path(__file__).parent.parent
@@ -46,10 +47,8 @@ def gpu(monkeypatch):
 
 def test_a_driver_that_torch_does_not_like_is_no_reason_to_take_the_cpu(monkeypatch):
     def unavailable() -> bool:
-        warnings.warn(
-            "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040).\nMore",
-            stacklevel=2,
-        )
+        said = "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040).\nMore"
+        warnings.warn(said, stacklevel=1)
         return False
 
     monkeypatch.setattr(torch.cuda, "is_available", unavailable)
@@ -86,6 +85,16 @@ def test_a_gpu_too_old_for_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert distributed.computes_in_bfloat16(device, "bfloat16")
     assert not distributed.computes_in_bfloat16(device, "float32")
+
+
+def test_processes_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [at_most_cores(wanted) for wanted in (0, 1, 16)] == [0, 1, 12]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert [at_most_cores(wanted) for wanted in (0, 1, 16)] == [0, 1, 3]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "24")
+    assert [at_most_cores(wanted) for wanted in (0, 16)] == [0, 1]
 
 
 JOIN = """
