@@ -51,7 +51,7 @@ def parity_verdicts(place: Place) -> Iterator[Verdict]:
             arguments = ["-m", "tools.check_parity", str(file), "--device", str(place.device), "--dtype", kind]
             made = run(place, name, arguments)
             bad = re.findall(r"^  (\S+) .*FAIL$", place.raw(name).read_text(encoding="utf-8"), re.M)
-            yield made._replace(why=f"outside their tolerance: {' '.join(bad)}") if bad else made
+            yield made._replace(verdict=FAILS, why=f"outside their tolerance: {' '.join(bad)}") if bad else made
 
 
 def crf_verdicts(place: Place) -> Iterator[Verdict]:

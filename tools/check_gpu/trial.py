@@ -52,12 +52,15 @@ def start(place: Place, name: str, arguments: list[str]) -> subprocess.Popen:
 
 def ended(place: Place, name: str, process: subprocess.Popen) -> tuple[int | None, str]:
     """Exit status, None where it had to be killed, and what it said."""
+    status = None
     try:
         status = process.wait(LONGEST)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        status = None
+        pass
+    finally:  # also where somebody interrupts this program
+        if status is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return status, place.raw(name).read_text(encoding="utf-8", errors="replace")
 
 
