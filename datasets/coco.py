@@ -32,6 +32,7 @@ CLASSES = tuple(
 OVERLAPS = ("smaller", "later")
 CROWDS = ("ignore", "class", "out")
 _LARGEST_JSON = 1 << 31
+LONGEST_OUTLINE = 1 << 22  # pixels
 
 
 class Picture(NamedTuple):
@@ -140,6 +141,10 @@ def _encoded(outline: list | dict, size: tuple[int, int]) -> dict:
         for polygon in outline:
             if len(polygon) < 6 or len(polygon) % 2 or not all(-far <= value <= far for value in polygon):
                 raise ValueError(f"a polygon of {len(polygon)} numbers that does not fit {width}×{height} pixels")
+            # pycocotools walks along the outline in steps of a fifth of a pixel and counts them in 32 bits.
+            x, y = np.array(polygon[::2], float), np.array(polygon[1::2], float)
+            if np.abs(np.diff(x, append=x[:1])).sum() + np.abs(np.diff(y, append=y[:1])).sum() > LONGEST_OUTLINE:
+                raise ValueError(f"an outline longer than {LONGEST_OUTLINE} pixels")
         return rle.merge(rle.frPyObjects(outline, height, width))
     counts = outline["counts"]
     if list(outline["size"]) != [height, width]:

@@ -85,6 +85,30 @@ def refuse_overwrite(written: Iterable[str | Path], read: Iterable[str | Path]) 
             raise InputError(f"{path} is read here and would be written over: name another place for the result")
 
 
+def refuse_among_others(written: str | Path) -> None:
+    """Refuse a result that would lie among the files of a stage or of a data set, one of which it might replace.
+
+    Args:
+        written: the file that a user names for a result, or the folder for several.
+
+    Raises:
+        InputError: it would.
+    """
+    path = Path(os.path.realpath(written))
+    for folder in (path, *path.parents[:3]):
+        if (folder / "ImageSets").is_dir() or is_config(folder / "config.json"):
+            raise InputError(f"{written}: {folder} holds a data set or what a stage of a run made: name another place")
+
+
+def is_config(path: Path) -> bool:
+    """Whether a config.json is of this program, which writes an identity into each."""
+    try:
+        with open_regular(path, 1 << 20) as file:
+            return b'"identity"' in file.read()
+    except OSError:
+        return False
+
+
 def _identities(path: str | Path) -> set[tuple[int, int]]:
     folder, name = os.path.split(path)
     found = set()

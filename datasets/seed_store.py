@@ -95,11 +95,14 @@ def _to_bytes(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rounded.clip(0, 255).astype(np.uint8), peak
 
 
-def load_maps(path: str | Path) -> SeedMaps:
+def load_maps(path: str | Path, wanted: tuple[int, int] | None = None) -> SeedMaps:
     """Read a stored file as maps at the image's full size.
 
+    Args:
+        wanted: (H, W) that they must have; None: any.
+
     Raises:
-        InputError: the file is missing, damaged, or of another version.
+        InputError: the file is missing, damaged, of another version, or of another size.
     """
     fields = read_fields(Path(path), ("classes", "size", "maps", "made_by"))
     classes, maps = fields["classes"], fields["maps"]
@@ -111,6 +114,8 @@ def load_maps(path: str | Path) -> SeedMaps:
     full = full and "peak" in fields and fields["peak"].shape == () and fields["peak"].dtype == np.float32
     if not (grid or full) or not len(classes) or not 0 < min(size) <= max(size) < _LARGEST_SIDE:
         raise InputError(f"{path}: maps {maps.dtype} {maps.shape} do not fit the image size {size}; make it anew")
+    if wanted is not None:
+        _check_size(Path(path), size, wanted)
     if not np.isfinite(fields["peak"] if full else maps).all():
         raise InputError(f"{path}: the maps are not finite; make it anew")
     if full:
@@ -148,14 +153,11 @@ def read_seed(
     path = seed_path(folder, image_id)
     if path.suffix == ".png":
         mask = read_mask(path, classes)
+        _check_size(path, mask.shape, size)
         there = np.unique(mask).astype(np.int64)
         seed = SeedMaps(there, (mask == there[:, None, None]).astype(np.float32), "mask")
     else:
-        seed = load_maps(path)
-    if seed.maps.shape[1:] != tuple(size):
-        raise InputError(
-            f"{path}: maps are {seed.maps.shape[1:]}, the image is {tuple(size)}; delete the file and make it again"
-        )
+        seed = load_maps(path, size)
     checked = path.suffix == ".npz" and present is not None
     if checked and not np.array_equal(seed.classes, np.flatnonzero(present)):
         raise InputError(
@@ -163,6 +165,14 @@ def read_seed(
             f"{np.flatnonzero(present).tolist()}; delete the file and make it again"
         )
     return seed
+
+
+def _check_size(path: Path, found: tuple[int, ...], wanted: tuple[int, int]) -> None:
+    """Before maps of the size that a file claims are made."""
+    if tuple(found) != tuple(wanted):
+        raise InputError(
+            f"{path}: maps are {tuple(found)}, the image is {tuple(wanted)}; delete the file and make it again"
+        )
 
 
 def save_differences(path: str | Path, d_k: np.ndarray, d_a: np.ndarray, made_by: str) -> None:

@@ -68,6 +68,8 @@ def _started_several() -> bool:
     words = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
     if words["WORLD_SIZE"] in (None, "1"):
         return False
+    if not words["WORLD_SIZE"].isdecimal() or int(words["WORLD_SIZE"]) < 1:
+        raise InputError(f"WORLD_SIZE={words['WORLD_SIZE'][:40]!a}: start with torchrun, or unset it")
     missing = [name for name, word in words.items() if not word or (name != "MASTER_ADDR" and not word.isdecimal())]
     if missing:
         raise InputError(f"WORLD_SIZE={words['WORLD_SIZE']} without {missing[0]}: start with torchrun, or unset it")

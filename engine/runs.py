@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from datasets.errors import InputError
-from datasets.files import atomic_write, open_regular, read_bytes, remove_partial
+from datasets.files import atomic_write, is_config, open_regular, read_bytes, remove_partial
 from datasets.voc import CLASSES_FILE, annotation_path, check_pixels, image_path, list_path, read_ids
 from engine import distributed, locks, stages
 from settings import crf
@@ -56,7 +56,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "opencv-python-headless"
 def stage_folder(path: Path) -> Path | None:
     """The folder of the stage that left a file or folder; None if no stage of ours did."""
     near = (path, path.parent, path.parent.parent)
-    return next((folder for folder in near if (folder / "config.json").exists()), None)
+    return next((folder for folder in near if is_config(folder / "config.json")), None)
 
 
 def _check_inputs(config: Config, made_from: list[Path]) -> None:
@@ -102,7 +102,9 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
     # What a pass over the images is made from it knows image by image (engine.passes).
     own["made_from"] = {PICTURES: pictures_digest(config, split)} if stages.STAGES[stage].epochs else {}
     for path in made_from:
-        name = path.name if path.name not in own["made_from"] else f"{path.name}, another"
+        name = path.name
+        while name in own["made_from"]:
+            name = f"{name}, another"
         own["made_from"][name] = digest(path)
     relevant = {name: own[name] for name in (*settings_of(stage), "made_from")}
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
@@ -186,12 +188,13 @@ def stored_config(out: Path, modelid: str, stage: str) -> Config:
 
 def digest(path: Path) -> str:
     """What a file holds, what a stage's folder was made from, or what masks lie in a folder that others filled."""
-    if (path / "config.json").exists():
-        return str(read_config(path / "config.json").get("identity", ""))
+    if is_config(path / "config.json"):
+        return str(read_config(path / "config.json")["identity"])
     if path.is_dir():
-        masks = [file for file in path.iterdir() if file.suffix in (".png", ".npz")]
-        # Without masks it is one of regions, which have a file or a folder an image.
-        return digest_of(sorted(masks or [file for file in path.rglob("*") if file.suffix in (".png", ".json")]))
+        # Masks, or regions, which have a file or a folder an image.
+        found = sorted(file for file in path.rglob("*") if file.suffix in (".png", ".npz", ".json"))
+        names = "".join(f"{file.relative_to(path)} {_digest(file)}\n" for file in found)
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
     return _digest(path)
 
 

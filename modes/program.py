@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from datasets.errors import InputError
+from datasets.files import refuse_among_others, refuse_overwrite
 from engine import distributed
 from settings.config import Config
 from settings.flags import Parser, add_flags, parsed
@@ -55,3 +56,6 @@ def check_submission(config: Config, mode: str, evaluating: str) -> None:
         raise InputError(f"--submit={config.submit}: needs --mode={evaluating} --split=test")
     if config.submit and not config.submit.endswith((".tgz", ".tar.gz")):
         raise InputError(f"--submit={config.submit}: must end in .tgz, as VOC's server expects a packed archive")
+    if config.submit:
+        refuse_among_others(config.submit)
+        refuse_overwrite([config.submit], [config.weights] if config.weights else [])

@@ -75,6 +75,9 @@ def config_from(arguments: argparse.Namespace) -> Config:
         for name, value in vars(arguments).items()
         if name in FIELDS
     }
+    empty = next((name for name, value in given.items() if value in ((), "--")), None)  # argparse takes --X=-- for none
+    if empty:
+        raise ValueError(f"--{empty}: needs a value")
     config = with_recipe(preset(given.get("preset", "voc")), given.get("recipe", "paper"))
     if given.get("network") in NETWORKS:
         config = with_network(config, given["network"])

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write, refuse_overwrite
+from datasets.files import atomic_write, refuse_among_others, refuse_overwrite
 from datasets.voc import CLASSES_FILE, list_path, mask_path, read_ids
 from engine import runs, seeds, stages
 from evaluation import comparison
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         masks = [folder / f"{i}{end}" for folder in folders.values() for i in ids for end in (".png", ".npz")]
         truths = [mask_path(arguments.voc_root, image_id) for image_id in ids]
         lists = [list_path(arguments.voc_root, arguments.split), Path(arguments.voc_root) / CLASSES_FILE]
+        refuse_among_others(arguments.json)
         refuse_overwrite([arguments.json], [*masks, *truths, *lists])
     results = {name: evaluate(folder, arguments.voc_root, ids) for name, folder in folders.items()}
     print(as_markdown(results, f"{arguments.split}, {len(ids)} images"))

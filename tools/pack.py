@@ -25,7 +25,7 @@ import numpy as np
 from datasets import archive
 from datasets.archive import Archive
 from datasets.errors import InputError, program
-from datasets.files import PARTIAL, atomic_write, read_bytes, refuse_overwrite
+from datasets.files import PARTIAL, atomic_write, read_bytes, refuse_among_others, refuse_overwrite
 from datasets.seed_store import LARGEST_STORE, load_differences, load_maps, read_fields, seed_path, store_path
 from datasets.voc import class_names, image_size, list_path, mask_path, read_ids, read_mask, write_mask
 from engine import checkpoint, runs, seeds, stages
@@ -248,6 +248,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     if not arguments.run.is_dir():
         raise InputError(f"{arguments.run} is no folder of a run")
+    refuse_among_others(arguments.to)
+    masks = Path(arguments.what.removeprefix(stages.MASKS))
+    refuse_overwrite([arguments.to.parent], [masks] if arguments.what.startswith(stages.MASKS) else [])
     refuse_overwrite([arguments.to], [arguments.what] if arguments.what.endswith(".pth") else [])
     print(pack(config, arguments.what, arguments.to))
 

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write, refuse_overwrite
+from datasets.files import atomic_write, refuse_among_others, refuse_overwrite
 from datasets.pictures import ENDINGS, mask_colours, read_photo
 from datasets.transforms import MEAN, STD, as_tensor, normalise
 from datasets.voc import write_mask
@@ -325,6 +325,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("give --out, a folder for the masks, or --export")
     found = find(arguments.images)
     targets = [arguments.out / f"{name}{end}" for name in found for end in RESULTS] if arguments.out else []
+    for place in filter(None, (arguments.out, arguments.export)):
+        refuse_among_others(place)
     refuse_overwrite(targets + ([arguments.export] if arguments.export else []), [*found.values(), arguments.weights])
     predictor = Predictor(arguments.weights, arguments.device, arguments.scales, arguments.crf)
     unreadable: list[InputError] = []

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write, refuse_overwrite
+from datasets.files import atomic_write, refuse_among_others, refuse_overwrite
 from datasets.seed_store import load_differences, read_seed, store_path
 from datasets.voc import (
     CLASSES_FILE,
@@ -277,6 +277,7 @@ def main(argv: list[str] | None = None) -> None:
     root = arguments.voc_root or first[0]["voc_root"]
     ids = read_ids(root, arguments.split)
     if arguments.json:
+        refuse_among_others(arguments.json)
         refuse_overwrite([arguments.json], files_read(arguments.outs, arguments.modelid, root, arguments.split))
     seen = f"{first[0]['preset']} preset, {arguments.split}, {len(ids)} images, {len(arguments.outs)} runs"
     results = {m: {str(out): judge(out, m, root, ids) for out in arguments.outs} for m in arguments.modelid}

@@ -67,7 +67,7 @@ def module(config: Config, stem: Path, image_id: str, k: str, a: str, score: str
     size = masks["k"].shape
     truth = mask_path(config.voc_root, image_id)
     if truth.exists():
-        masks["truth"] = read_mask(truth)
+        masks["truth"] = read_mask(truth, IGNORE)
     runs = {what: grid(mask, size) for what, mask in masks.items()}
     values = np.load(f"{stem}_{score}.npy", allow_pickle=False).astype("<i2").reshape(size)
     present = np.flatnonzero(read_present(config.voc_root, image_id)).tolist()
