@@ -19,7 +19,7 @@ IMAGES = 6  # of the small data set
 # Two undisturbed runs may differ on a GPU, where sums are not always taken in one order; a third one by a few times
 # that. The floor is for two that happen to be equal. CPUs repeat themselves to the bit.
 TIMES_APART, LEAST_APART = 10, 1e-6
-PROCESSES_APART = 1e-5  # as tests/test_distributed.py derives it
+PROCESSES_APART = 2e-5  # rounding gave 3.8e-6 on a CPU, means over each process's own pixels 5.1e-5 or more
 MOVED = 5e-5  # weights that learn move by more, else a comparison would say nothing
 
 
