@@ -24,7 +24,7 @@ VERSION = 1
 _LARGEST_SIDE = 1 << 14
 _MOST_FIELDS = 16
 LARGEST_STORE = 1 << 27  # bytes of one image's maps, unpacked
-# What numpy itself writes. Its own reader takes any Python literal, and 30 times as long, which bounded the loader.
+# What numpy itself writes. Its own reader takes any Python literal, and much longer.
 _PLAIN_HEADER = re.compile(
     rb"\{'descr': '(?P<kind>[<>|][a-z]\d+)', 'fortran_order': (?P<fortran>True|False), "
     rb"'shape': \((?P<shape>(?:\d+, )*(?:\d+,?)?)\), \} *\n",

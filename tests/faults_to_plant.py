@@ -256,7 +256,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "engine/runs.py": [
         ("inputs not held", "        locks.lock_for_reading(folder)\n", "", "tests/test_locks.py::test_what_a_run_reads_is_not_made_anew_meanwhile"),
         ("inputs no part of the identity", '(*settings_of(stage), "made_from")', "settings_of(stage)", f"{_CONFIG}folder_made_from_other_weights_is_refused"),
-        ("folders without identity", 'return str(read_config(path / "config.json").get("identity", ""))', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
+        ("folders without identity", 'return str(read_config(path / "config.json")["identity"])', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("identity of all settings", '[:16]\n    own["stage"]', '[:16] + str(config.workers)\n    own["stage"]', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("--fresh forgotten", "if config.fresh and folder.exists() and not same_job(path):", "if False:", f"{_CONFIG}fresh_moves_the_old_folder_aside_each_time"),
         ("--fresh at every restart", " and not same_job(path):", ":", "tests/test_joining.py::test_fresh_moves_aside_once_a_job"),
