@@ -18,7 +18,7 @@ def progress(title: str, todo: int, total: int | None = None, unit: str = "image
     main = distributed.rank() == 0
     if main and total is not None:
         print(f"{title}: {todo} images to do in this process, {total} in all", flush=True)
-    if main and not sys.stderr.isatty():
+    if main and not (sys.stderr and sys.stderr.isatty()):
         return Lines(title, todo, unit)
     return tqdm(total=todo, desc=title, unit=unit, disable=not main, leave=False)
 

@@ -131,6 +131,13 @@ def test_a_name_cannot_break_out_of_the_page(tmp_path):
     assert data_of(tmp_path / "val.html")["reason"] == evil
 
 
+def test_figures_that_are_none_are_null(tmp_path, tiny_voc):
+    data = {"view": "nothing", "reason": "x", "figures": [float("nan"), float("inf"), 1.5]}
+    write_page(tmp_path, "index", make_pages.TITLES, tiny(tiny_voc, tmp_path), data)
+    assert data_of(tmp_path / "index.html")["figures"] == [None, None, 1.5]
+    assert "NaN" not in (tmp_path / "index.html").read_text().split('<script id="data"')[1].split("</script>")[0]
+
+
 def test_a_run_that_has_not_started_says_what_to_do(tmp_path, tiny_voc):
     config = tiny(tiny_voc, tmp_path / "out")
     make_pages.make_pages(config)

@@ -29,6 +29,8 @@ def write_page(folder: Path, name: str, titles: dict[str, str], config: Config, 
     """
     classes = [{"name": c, "colour": "#" + bytes(PALETTE[i]).hex()} for i, c in enumerate(class_names(config.voc_root))]
     data = {"classes": classes, "wrong": {k: "#" + bytes(v).hex() for k, v in WRONG.items()}} | data
+    # A browser's JSON knows no NaN, which the mIoU of no known pixel is.
+    data = json.loads(json.dumps(data), parse_constant=lambda _: None)
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
