@@ -1,5 +1,6 @@
 """Stages that go over the images once: what is done is kept, the rest is shared out, its files are written beside."""
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from settings.config import Config
 
 # In a stage's folder, a line an image: its id and what its photograph and annotation held when its files were made.
 MADE_FROM = "made_from.txt"
+WITHDRAWN = "0" * 16  # in place of what an image's files were made from, while they are made again
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,27 @@ class Pass:
     def write(self, image_id: str, function: Callable, *arguments) -> None:
         """Let a worker make an image's files, unless they are there; all arguments must be picklable."""
         if image_id in self.to_do:
-            note = f"{image_id} {self.to_do[image_id]}\n"
+            note = {image_id: self.to_do[image_id]}
             self.workers.queue(write_and_note, self.notes, note, function, *arguments)
             self.bar.update()
             self.refresh()
 
 
-def write_and_note(notes: Path, note: str, function: Callable, *arguments) -> None:
+def write_and_note(notes: Path, note: dict[str, str], function: Callable, *arguments) -> None:
     """Make an image's files, then say what they are made from."""
     function(*arguments)
+    add_notes(notes, note)
+
+
+def add_notes(notes: Path, made: dict[str, str]) -> None:
     with open(notes, "a", encoding="utf-8") as file:
-        file.write(note)
+        file.write("".join(f"{image_id} {what}\n" for image_id, what in made.items()))
+
+
+def made_from(root: str, image_id: str, how: str) -> str:
+    """What an image's files are made from, 16 hexadecimal digits."""
+    picture = runs.picture_digest(root, image_id)
+    return hashlib.sha256(f"{picture} {how}".encode()).hexdigest()[:16] if how else picture
 
 
 @contextmanager
@@ -67,6 +79,7 @@ def image_pass(
     is_done: Callable[[str], bool],
     refresh: Callable[[], None],
     batch: tuple[str, int] = ("--eval_batch", 1),
+    how: str = "",
 ) -> Iterator[Pass]:
     """Run the body over what is not done, then wait for its files and for the other processes.
 
@@ -75,6 +88,7 @@ def image_pass(
         is_done: whether an image's files are there.
         refresh: of the pages, every few minutes.
         batch: images a forward pass, after the flag that sets it.
+        how: what else an image's files depend on, where a folder may hold several kinds.
 
     Raises:
         InputError: memory ran out, or a process was lost.
@@ -82,18 +96,21 @@ def image_pass(
     size, started = batch[1], time.perf_counter()
     whole = [list(range(first, min(first + size, len(ids)))) for first in range(0, len(ids), size)]
     mine = distributed.shard(whole)
-    before = notes_of(folder / MADE_FROM)
-    now = {ids[place]: runs.picture_digest(config.voc_root, ids[place]) for places in mine for place in places}
-    # A folder that an older version filled has no notes.
-    done = {image_id for image_id in now if is_done(image_id) and (before or now).get(image_id) == now[image_id]}
-    to_do = {image_id: made_from for image_id, made_from in now.items() if image_id not in done}
+    notes = folder / MADE_FROM
+    now = {ids[place]: made_from(config.voc_root, ids[place], how) for places in mine for place in places}
+    # A folder that an older version filled has no notes, and is believed.
+    older = not notes.exists()
+    before = {i: now[i] for i in now if is_done(i)} if older else notes_of(notes)
+    distributed.barrier()
+    to_do = {i: made for i, made in now.items() if not is_done(i) or before.get(i) != made}
+    add_notes(notes, before if older else {i: WITHDRAWN for i in to_do if i in before})
     mine = [places for places in mine if any(ids[place] in to_do for place in places)]
     with (
         distributed.faults(*batch),
         Workers(at_most_cores(config.workers)) as workers,
         progress(title, len(to_do), len(ids)) as bar,
     ):
-        yield Pass(mine, to_do, folder / MADE_FROM, workers, bar, refresh)
+        yield Pass(mine, to_do, notes, workers, bar, refresh)
     distributed.barrier()
     if distributed.rank() == 0:
         note_pass(folder, len(to_do), started)

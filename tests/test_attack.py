@@ -13,8 +13,8 @@ import main_ssdd
 from datasets import coco
 from datasets.errors import InputError
 from datasets.seed_store import load_maps, read_seed, save_maps, store_path
-from datasets.voc import mask_path, read_ids, write_mask
-from engine import distributed, runs, stages
+from datasets.voc import image_path, mask_path, read_ids, write_mask
+from engine import distributed, passes, runs, stages
 from tests.conftest import as_flags, labels_folder
 from tests.test_bad_input import refused
 from tools import eval_masks, pack, predict, seed_rivals
@@ -119,3 +119,39 @@ def test_a_submission_does_not_replace_the_weights_it_comes_from(own_run, tmp_pa
     flags = as_flags(replace(own_run, split="test", weights=str(weights), submit=str(weights)))
     assert "written over" in refused(lambda f: main_ssdd.main(["--mode=3", *f]), flags, tmp_path, capsys)
     assert weights.read_bytes() == before
+
+
+def test_a_pass_that_is_cut_leaves_nothing_of_another_photograph(own_run):
+    """Killed while an image is made again, then the old photograph put back: its files are not taken for whole."""
+    ids = read_ids(own_run.voc_root, "train_aug")
+    folder = stages.folder(own_run, "mode 1")
+    photo = image_path(own_run.voc_root, ids[0])
+    before = photo.read_bytes()
+    photo.write_bytes(image_path(own_run.voc_root, ids[1]).read_bytes())
+
+    def cut():
+        raise KeyboardInterrupt
+
+    same = (own_run, "mode 1", folder, ids, lambda _: True, lambda: None)
+    with pytest.raises(KeyboardInterrupt), passes.image_pass(*same) as left:
+        assert list(left.to_do) == ids[:1]
+        left.write(ids[0], cut)
+    photo.write_bytes(before)
+    with passes.image_pass(*same) as left:
+        assert list(left.to_do) == ids[:1]
+
+
+def test_notes_of_a_folder_that_nobody_finished_are_not_taken_for_an_older_versions(own_run, tmp_path):
+    ids = read_ids(own_run.voc_root, "train_aug")
+    done = set()
+    for expected in (ids, ids):  # files came without a note: the process was killed between the two
+        with passes.image_pass(own_run, "x", tmp_path, ids, done.__contains__, lambda: None) as left:
+            assert list(left.to_do) == expected
+        done.update(ids)
+    older = tmp_path / "older"
+    older.mkdir()
+    for _ in range(2):
+        with passes.image_pass(own_run, "x", older, ids, done.__contains__, lambda: None) as left:
+            assert not left.to_do
+    with passes.image_pass(own_run, "x", older, ids, done.__contains__, lambda: None, how="by its labels") as left:
+        assert list(left.to_do) == ids

@@ -120,7 +120,7 @@ def test_static_seed_integrates_psa_and_crf_at_the_image_size(own_run):
     image_id = read_ids(own_run.voc_root, "train_aug")[0]
     maps = [load_maps(store_path(labels_folder(own_run, kind), image_id)) for kind in ("out_aff", "out_aff_crf")]
     knowledge, advice = (m.classes[m.maps.argmax(axis=0)] for m in maps)
-    differences = load_differences(store_path(stages.folder(own_run, "mode 1"), image_id))
+    differences = [d[None] for d in load_differences(store_path(stages.folder(own_run, "mode 1"), image_id))]
     pair = (stages.folder(own_run, "make_aff_labels"), stages.folder(own_run, "make_aff_labels", 1))
     how = seed_integration(own_run)
     never, always = (how._replace(bias=bias) for bias in (-9, 9))

@@ -33,9 +33,11 @@ def run(config: Config) -> None:
 
     page = stages.STAGES[STAGE].page
     refreshed = partial(refresh_now_and_then, config, page)
-    with image_pass(config, "RecurSeed, validation", folder, ids, is_done, refreshed) as left:
+    labelled = config.split == "train"
+    how = "by its labels" if labelled else ""
+    with image_pass(config, "RecurSeed, validation", folder, ids, is_done, refreshed, how=how) as left:
         for image_id in left.to_do:
-            found = labelled_maps(config, network, device, image_id, labelled=config.split == "train")
+            found = labelled_maps(config, network, device, image_id, labelled)
             outputs = [kind / f"{image_id}.png" for kind in kinds.values()]
             left.write(image_id, write_masks, found, outputs, config.recurseed_crf, crf_kernel(config))
     if distributed.rank() == 0:
