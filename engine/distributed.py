@@ -100,7 +100,8 @@ def _usable(device: str, several: bool) -> torch.device:
             raise RuntimeError("it must be auto, cpu, cuda or cuda:N")
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device={device} cannot be used here: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--device={device} cannot be used here: {reason}") from None
     return chosen
 
 

@@ -11,6 +11,7 @@ from engine import stages
 from settings.config import Config, check, demo
 from settings.field import MACHINE, RUN, STAGE, START
 from settings.flags import flags_of
+from tools.check_gpu.training import SIZES
 
 
 @pytest.fixture(scope="session")
@@ -35,15 +36,7 @@ def tiny(voc_root, out):
         device="cpu",
         precision="float32",
         workers=0,
-        width=0.0625,
-        head_dilation=1,
-        crop=64,
-        static_side=(64, 72),
-        dynamic_side=(64, 80),
-        cls_side=(64, 80),
-        eval_size=64,
-        eval_scales=(0.5, 1.0),
-        cam_scales=(0.5,),
+        **SIZES,
         bn=3,
         cls_batch=3,
         aff_batch=3,
@@ -51,8 +44,6 @@ def tiny(voc_root, out):
         dynamic_epochs=1,
         cls_epochs=1,
         aff_epochs=1,
-        lr=1e-6,
-        pictures=2,
         eval_batch=1,  # convolutions round differently in batches of another size
     )
     check(config)

@@ -205,3 +205,12 @@ def test_two_machines_meet_and_a_lost_worker_is_started_again(own_run):
     ]
     for key, value in weights[0].items():
         assert torch.allclose(value, weights[1][key], rtol=0, atol=1e-5), key
+
+
+def test_an_error_without_a_text_is_named_by_its_kind(monkeypatch):
+    def empty(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(torch, "zeros", empty)
+    with pytest.raises(InputError, match="--device=cpu cannot be used here: AssertionError"):
+        distributed.start("cpu")

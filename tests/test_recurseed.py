@@ -24,7 +24,6 @@ from models.recurseed.inference import (
     crf_images,
     image_probabilities,
     multiscale_prediction,
-    multistage_maps,
 )
 from models.recurseed.losses import cam_loss, classification_loss, segmentation_loss
 from models.recurseed.network import RecurSeedNetwork, start_from_imagenet
@@ -342,8 +341,6 @@ def test_maps_for_the_crf_by_hand():
     assert chosen.tolist() == [[1, 0, 1]] and maps[0, 2, 0].tolist() == pytest.approx([0, 0.1 / 0.10001])
     maps, chosen = class_maps(prediction, score=0.5)
     assert chosen.tolist() == [[1, 0, 0]] and maps[0].argmax(dim=0).tolist() == [[0, 0]] and (maps[0, 0] == 1).all()
-    maps, chosen = multistage_maps(probabilities, least=0.3)
-    assert chosen.tolist() == [[1, 1, 0]] and torch.equal(maps[:, :2], probabilities[:, :2]) and (maps[:, 2] == 0).all()
 
 
 def test_mirrors_are_turned_back():

@@ -10,11 +10,8 @@ from torch import Tensor
 from models.inference import resize
 from models.recurseed.cam import normalised_cam
 from models.recurseed.network import Features, Output, RecurSeedNetwork
-from settings.crf import KERNELS
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
-KERNEL = KERNELS["recurseed"]
-CRF_ITERATIONS = 10
 SCORE = 0.34
 
 
@@ -108,18 +105,6 @@ def class_maps(prediction: Prediction, present: Tensor | None = None, score: flo
     foreground = foreground * chosen[:, :, None, None]
     background = (1 - foreground.amax(dim=1, keepdim=True)) ** 2
     return torch.cat([background, foreground], dim=1), F.pad(chosen.float(), (1, 0), value=1.0)
-
-
-def multistage_maps(probabilities: Tensor, least: float = 0.05) -> tuple[Tensor, Tensor]:
-    """`class_maps` for a network that was trained on final seeds: its softmax with its own background.
-
-    Args:
-        probabilities: N×C×H×W.
-        least: foreground classes whose maximum over the image is at least this are chosen.
-    """
-    chosen = (probabilities.amax(dim=(2, 3)) >= least).float()
-    chosen[:, 0] = 1
-    return probabilities * chosen[:, :, None, None], chosen
 
 
 def crf_images(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -26,10 +26,12 @@ function name_of(index) {
 
 // Small copies of masks, to name the class under the pointer: pictures read from disk cannot be asked for pixels.
 const unpacked = new Map();
+function cells_of(runs) {
+  return runs.split(",").flatMap((run) => Array(+run.split("*")[1]).fill(+run.split("*")[0]));
+}
+
 function class_at(grid, x, y) {
-  if (!unpacked.has(grid)) {
-    unpacked.set(grid, grid.split(",").flatMap((run) => Array(+run.split("*")[1]).fill(+run.split("*")[0])));
-  }
+  if (!unpacked.has(grid)) unpacked.set(grid, cells_of(grid));
   const cells = unpacked.get(grid), side = Math.sqrt(cells.length);
   const place = (share) => Math.min(side - 1, Math.max(0, Math.floor(share * side)));
   return cells[place(y) * side + place(x)];

@@ -9,8 +9,7 @@ const UNKNOWN = 255;
 // Masks come as runs "class*length", σ(d_K) − σ(d_A) as 16-bit numbers in steps of 1/32767.
 function unpack_masks(row) {
   const bytes = Uint8Array.from(atob(row.score), (c) => c.charCodeAt(0));
-  const cells = (runs) => runs.split(",").flatMap((run) => Array(+run.split("*")[1]).fill(+run.split("*")[0]));
-  return { k: cells(row.k), a: cells(row.a), truth: row.truth && cells(row.truth), score: new Int16Array(bytes.buffer) };
+  return { k: cells_of(row.k), a: cells_of(row.a), truth: row.truth && cells_of(row.truth), score: new Int16Array(bytes.buffer) };
 }
 
 // Labelled foreground classes of which the advice keeps less than half the pixels, as models.ssdd.difference has it.

@@ -23,6 +23,22 @@ PROCESSES_APART = 2e-5  # rounding gave 3.8e-6 on a CPU, means over each process
 MOVED = 5e-5  # weights that learn move by more, else a comparison would say nothing
 
 
+# Of the demo preset's networks and pictures, so that every program ends in seconds; the tests take them too.
+SIZES = {
+    "width": 0.0625,
+    "head_dilation": 1,
+    "crop": 64,
+    "static_side": (64, 72),
+    "dynamic_side": (64, 80),
+    "cls_side": (64, 80),
+    "eval_size": 64,
+    "eval_scales": (0.5, 1.0),
+    "cam_scales": (0.5,),
+    "lr": 1e-6,
+    "pictures": 2,
+}
+
+
 def small(place: Place, **fields) -> Config:
     """Every program in seconds, on the training images of the scratch folder."""
     config = replace(
@@ -32,15 +48,7 @@ def small(place: Place, **fields) -> Config:
         device=str(place.device),
         workers=2 if place.on_gpu else 0,
         crf_workers=place.on_gpu,
-        width=0.0625,
-        head_dilation=1,
-        crop=64,
-        static_side=(64, 72),
-        dynamic_side=(64, 80),
-        cls_side=(64, 80),
-        eval_size=64,
-        eval_scales=(0.5, 1.0),
-        cam_scales=(0.5,),
+        **SIZES,
         bn=2,
         cls_batch=2,
         aff_batch=2,
@@ -48,8 +56,6 @@ def small(place: Place, **fields) -> Config:
         dynamic_epochs=2,
         cls_epochs=2,
         aff_epochs=2,
-        lr=1e-6,
-        pictures=2,
         eval_batch=2,
         icd_width=0.0625,
         icd_crop=49,
