@@ -9,6 +9,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 
 from datasets.errors import InputError
-from datasets.files import atomic_write, open_regular, open_zip
+from datasets.files import atomic_write, open_zip, read_bytes
 from datasets.voc import IGNORE, read_mask
 from settings.common import CELL
 
@@ -34,11 +35,23 @@ _PLAIN_HEADER = re.compile(
 
 @dataclass(frozen=True)
 class SeedMaps:
-    """Maps of one image at full size."""
+    """Maps of one image as they are stored, and `maps`, those at full size, made when they are first asked for."""
 
     classes: np.ndarray  # K class indices int64, 0 = background, 255 = unknown
-    maps: np.ndarray  # K×H×W float32
+    stored: np.ndarray  # K×H×W of any type, or K×h×w float32 on the feature grid
     made_by: str
+    grid_of: tuple[int, int] | None = None  # (H, W) of the image where they are on its grid
+    step: float = 1  # what 1 in `stored` stands for
+
+    @cached_property
+    def maps(self) -> np.ndarray:
+        """K×H×W float32."""
+        if self.grid_of is None:
+            return self.stored * np.float32(self.step)
+        height, width = self.grid_of
+        padded = (CELL * self.stored.shape[2], CELL * self.stored.shape[1])  # OpenCV: width first
+        whole = [cv2.resize(one, padded, interpolation=cv2.INTER_LINEAR) for one in self.stored]
+        return np.stack(whole)[:, :height, :width]
 
     def mask(self) -> np.ndarray:
         """H×W int64: at each pixel the class with the largest value."""
@@ -118,13 +131,8 @@ def load_maps(path: str | Path, wanted: tuple[int, int] | None = None) -> SeedMa
         _check_size(Path(path), size, wanted)
     if not np.isfinite(fields["peak"] if full else maps).all():
         raise InputError(f"{path}: the maps are not finite; make it anew")
-    if full:
-        maps = maps * np.float32(fields["peak"] / 255)
-    else:
-        padded = (CELL * maps.shape[2], CELL * maps.shape[1])  # OpenCV: width first
-        whole = [cv2.resize(one, padded, interpolation=cv2.INTER_LINEAR) for one in maps]
-        maps = np.stack(whole)[:, : size[0], : size[1]]
-    return SeedMaps(classes.astype(np.int64), maps, str(fields["made_by"]))
+    grid_of, step = (None, float(fields["peak"] / 255)) if full else (size, 1)
+    return SeedMaps(classes.astype(np.int64), maps, str(fields["made_by"]), grid_of, step)
 
 
 def seed_path(folder: str | Path, image_id: str) -> Path:
@@ -155,7 +163,7 @@ def read_seed(
         mask = read_mask(path, classes)
         _check_size(path, mask.shape, size)
         there = np.unique(mask).astype(np.int64)
-        seed = SeedMaps(there, (mask == there[:, None, None]).astype(np.float32), "mask")
+        seed = SeedMaps(there, mask == there[:, None, None], "mask")
     else:
         seed = load_maps(path, size)
     checked = path.suffix == ".npz" and present is not None
@@ -176,9 +184,11 @@ def _check_size(path: Path, found: tuple[int, ...], wanted: tuple[int, int]) -> 
 
 
 def save_differences(path: str | Path, d_k: np.ndarray, d_a: np.ndarray, made_by: str) -> None:
-    """Store the static difference logits of one image, float32: h×w each, or A×h×w each of A advisers."""
+    """Store the static difference logits of one image, float32: h×w each, or A×h×w each of A advisers.
+
+    Not compressed, which would take a tenth off the file and cost the loader of mode 2 more than the JPEG's header."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, version=np.array(VERSION), d_k=d_k, d_a=d_a, made_by=np.array(made_by))
+        np.savez(file, version=np.array(VERSION), d_k=d_k, d_a=d_a, made_by=np.array(made_by))
 
 
 def load_differences(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -233,7 +243,9 @@ def read_fields(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
         InputError: the file is missing, damaged, of another version, or lacks a `needed` one.
     """
     try:
-        with open_regular(path, LARGEST_STORE) as file, open_zip(file, LARGEST_STORE) as archive:
+        # Read at once: zipfile seeks some thirty times, each of which would ask the system.
+        content = io.BytesIO(read_bytes(path, LARGEST_STORE))
+        with open_zip(content, LARGEST_STORE) as archive:
             parts = archive.infolist()
             if len(parts) > _MOST_FIELDS:
                 raise ValueError(f"over {_MOST_FIELDS} fields")

@@ -163,7 +163,7 @@ def rgb(image: Image.Image) -> np.ndarray:
     """H×W×3 uint8."""
     if image.mode.startswith(("I", "F")):  # Pillow would cut off what is brighter than 255
         raise ValueError("more than 8 bits a channel")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def image_size(root: str | Path, image_id: str) -> tuple[int, int]:

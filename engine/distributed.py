@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -118,7 +119,8 @@ def _join(device: torch.device) -> None:
     late.daemon = True
     late.start()
     try:
-        dist.init_process_group(backend, device_id=own)
+        place, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=_store(place, count), rank=place, world_size=count, device_id=own)
         global _talk
         _talk = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
         _check_code()
@@ -129,6 +131,26 @@ def _join(device: torch.device) -> None:
         late.cancel()
     if "TORCHELASTIC_RUN_ID" in os.environ:  # else the parent may be a shell, which may leave
         threading.Thread(target=_leave_when_alone, args=(os.getppid(),), daemon=True).start()
+
+
+def _store(place: int, count: int) -> dist.Store:
+    """A store that only the processes of this attempt use.
+
+    Those that torchrun starts again find what the lost ones left in the store that it keeps, and would wait for these
+    or call them. torchrun's count of restarts does not tell, as each machine has its own. So each process leaves a
+    word that nobody can know, and goes on when all have seen the same words.
+    """
+    kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    own = not kept_by_torchrun and place == 0
+    store = dist.TCPStore(address, port, is_master=own, wait_for_workers=False, multi_tenant=True)
+    store.set(f"word {place}", uuid.uuid4().hex)
+    while True:
+        seen = b" ".join(store.multi_get([f"word {n}" for n in range(count)]))
+        store.set(f"seen {place}", seen)
+        if all(other == seen for other in store.multi_get([f"seen {n}" for n in range(count)])):
+            return dist.PrefixStore(hashlib.sha256(seen).hexdigest(), store)
+        time.sleep(0.1)
 
 
 def _leave_when_late() -> None:

@@ -43,10 +43,11 @@ def test_every_gpu_gets_an_index(monkeypatch):
         distributed.start("cuda:0")
     for name, word in (("RANK", "3"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, word)
-    joined = lambda backend, device_id: chosen.append((backend, device_id.index))  # noqa: E731
+    joined = lambda backend, device_id, **_: chosen.append((backend, device_id.index))  # noqa: E731
     monkeypatch.setattr(torch.distributed, "init_process_group", joined)
     monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: None)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(distributed, "_store", lambda place, count: None)
     monkeypatch.setattr(distributed, "_check_code", lambda: None)
     assert distributed.start("cuda:0").index == 2
     assert chosen == [0, 0, 3, 2, ("nccl", 2)]

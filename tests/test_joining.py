@@ -111,8 +111,8 @@ main()
 """
 
 
-def joining(rank: int, port: int, seconds: int = 60, source: str = "same") -> subprocess.Popen:
-    names = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+def joining(rank: int, port: int, seconds: int = 60, source: str = "same", **more: str) -> subprocess.Popen:
+    names = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)} | more
     command = [sys.executable, "-c", JOIN, str(seconds), source]
     return subprocess.Popen(
         command, cwd=ROOT, env=QUIET | names, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -137,6 +137,20 @@ def test_machines_of_different_code_are_refused(other):
             assert process.returncode == 0 and said == "joined\n", errors
         else:
             assert process.returncode == 2 and "run different code (the program's source)" in errors, errors
+
+
+def test_processes_started_again_meet_each_other_and_not_those_before():
+    # torchrun keeps one store for all its attempts, and its machines may count these differently.
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    for attempt, counts in enumerate(("00", "10")):
+        pair = []
+        for rank in (0, 1):
+            again = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": counts[rank]}
+            pair.append(joining(rank, store.port, seconds=40, **again))
+            time.sleep(5 * attempt)  # so that the first one reads what the store still says of the second
+        for process in pair:
+            said, errors = process.communicate(timeout=120)
+            assert process.returncode == 0 and said == "joined\n", (counts, errors)
 
 
 def test_the_digest_follows_the_source(tmp_path, monkeypatch):
@@ -177,7 +191,7 @@ def workers_of(agent: int) -> list[int]:
 def test_two_machines_meet_and_a_lost_worker_is_started_again(own_run):
     endpoint = f"localhost:{free_port()}"
     flags = [*as_flags(own_run), "--mode=0", "--bn=4", "--lr=2e-5", "--epochs=10"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--max-restarts=10"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3"]
     torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=test", "main_ssdd.py"]
     command = [*torchrun, *flags, "--modelid=two", "--checkpoint-every=1e-9", "--fresh"]
     agents = [

@@ -13,12 +13,16 @@ from datasets.errors import InputError
 from datasets.samples.affinity_labels import AffinityLabelSamples, affinity_labels
 from datasets.samples.image_labels import ImageLabelSamples
 from datasets.samples.seeds import SeedSamples, StoredDifferences
-from datasets.seed_store import load_maps, save_differences, save_maps, store_path
+from datasets.seed_store import grid_size, load_maps, save_differences, save_maps, store_path
 from datasets.transforms import (
+    Square,
+    as_tensor,
     cut,
+    cut_maps,
     draw_jitter,
     jittered,
     normalise,
+    planes,
     random_crop_or_pad,
     random_flip,
     random_long_side,
@@ -36,7 +40,7 @@ def coordinates(height, width):
 
 def squares(tensors, sides, crop):
     square = random_square(sides, crop)
-    return [cut(tensor, square, crop) for tensor in tensors]
+    return [cut_maps(tensor.numpy(), square, crop, crop) for tensor in tensors]
 
 
 def inside(tensor):
@@ -80,12 +84,30 @@ def test_random_square_covers_both_extremes_of_side_and_place():
     assert starts == {(64, 0), (65, 0), (65, 1), (66, 0), (66, 1), (66, 2)}
 
 
-def test_random_square_keeps_uint8_and_a_side_without_choice():
-    image = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
+def test_random_square_keeps_pictures_and_a_side_without_choice():
+    picture = np.arange(3 * 8 * 8, dtype=np.uint8).reshape(8, 8, 3)
     torch.manual_seed(0)
-    results = [squares([image], (8, 8), 8)[0] for _ in range(20)]
-    assert all(torch.equal(r, image) or torch.equal(r, image.flip(-1)) for r in results)
-    assert any(torch.equal(r, image) for r in results) and any(torch.equal(r, image.flip(-1)) for r in results)
+    results = [cut(picture, random_square((8, 8), 8), 8) for _ in range(20)]
+    ways = [[np.array_equal(r, way) for r in results] for way in (picture, picture[:, ::-1])]
+    assert all(any(pair) for pair in zip(*ways, strict=True)) and all(any(way) for way in ways)
+    assert torch.equal(planes(results[0]), as_tensor(results[0])) and planes(results[0]).is_contiguous()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("kind", ["8 bits", "one pixel", "float", "grid"])
+def test_maps_are_cut_as_if_all_of_them_were_resized_cropped_and_resized(kind, flip):
+    size, rng = {"one pixel": (1, 1)}.get(kind, (75, 101)), np.random.default_rng(0)
+    shape = (3, *grid_size(size)) if kind == "grid" else (3, *size)
+    maps = rng.integers(0, 256, shape).astype(np.uint8 if kind == "8 bits" else np.float32)
+    whole = torch.from_numpy(maps).float()
+    if kind == "grid":
+        whole = resized(whole, [8 * side for side in shape[1:]])[:, : size[0], : size[1]]
+    for side, top, left, small in ((160, 0, 31, 32), (128, 0, 0, 32), (140, 12, 5, 128), (131, 3, 1, 50)):
+        expected = resized(whole, (side, side))[:, top : top + 128, left : left + 128]
+        expected = resized(expected, (small, small))
+        found = cut_maps(maps, Square(side, top, left, flip), 128, small, size if kind == "grid" else None)
+        # torch places the pixels in float32: of values up to 255 it is off by 1e-3.
+        torch.testing.assert_close(found, expected.flip(-1) if flip else expected, rtol=0, atol=1e-2)
 
 
 def test_random_flip_flips_all_or_none():

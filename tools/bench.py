@@ -30,24 +30,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from datasets.demo import draw
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
-from datasets.pictures import write_photo
-from datasets.samples.seeds import SeedSamples, StoredDifferences
-from datasets.seed_store import save_differences, save_maps, store_path
 from datasets.transforms import as_tensor, draw_jitter, normalise
-from datasets.voc import (
-    CLASSES,
-    IGNORE,
-    class_names,
-    image_path,
-    mask_path,
-    open_image,
-    read_ids,
-    read_image,
-    read_mask,
-)
+from datasets.voc import CLASSES, IGNORE, class_names, mask_path, read_ids, read_image, read_mask
 from engine import distributed
 from engine.workers import Workers, at_most_cores, crf_kernel
 from evaluation.baselines import dense_walk, memory, scene, walk_inputs
+from evaluation.bench_loader import each, loader_parts, loader_samples
 from evaluation.bench_systems import icd_cases, recurseed_cases
 from evaluation.bench_table import table, update_readme
 from models.crf import dense_crf, masks_after_crf
@@ -74,17 +62,22 @@ ROWS = ("peak", "step0", "step2", "precompute", "evaluation", "crf", "labels", "
 VOC_SIZE = (375, 500)
 
 
-def timed(device: torch.device, repeats: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
+def timed(
+    device: torch.device,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+    **functions: Callable[[], object],
+) -> dict[str, list[float]]:
     """Seconds of each call; the functions take turns, and each is called once before."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name, function in functions.items():
             synchronise(device)
-            began = time.perf_counter()
+            began = clock()
             function()
             synchronise(device)
             if turn:
-                times[name].append(time.perf_counter() - began)
+                times[name].append(clock() - began)
     return times
 
 
@@ -392,42 +385,25 @@ def labels_rows(config: Config, device: torch.device, repeats: int) -> Iterator[
 
 
 def loader_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
-    """Samples of mode 2 made by one process in one thread, against decoding the JPEGs alone."""
-    threads, count = torch.get_num_threads(), 8
+    """Samples of mode 2 made by one process in one thread, against decoding the JPEGs alone; and what each part of
+    making them takes. In seconds of the processor, as nothing here waits."""
+    threads, count = (torch.get_num_threads(), cv2.getNumThreads()), 8
     with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        ids = [f"{n:06d}" for n in range(count)]
-        folders = [root / kind for kind in ("knowledge", "advice", "differences")]
-        for n, image_id in enumerate(ids):
-            image, p, labels = case(config, n, 500)
-            image = cv2.resize(image, VOC_SIZE[::-1])
-            objects = "".join(f"<object><name>{CLASSES[label]}</name></object>" for label in labels[labels > 0])
-            if not objects:
-                raise InputError(f"image {n} of {config.voc_root} shows no object; give another --split")
-            annotation = root / "Annotations" / f"{image_id}.xml"
-            annotation.parent.mkdir(exist_ok=True)
-            annotation.write_text(f"<annotation>{objects}</annotation>")
-            write_photo(image_path(root, image_id), image)
-            full = torch.nn.functional.interpolate(torch.from_numpy(p)[None], VOC_SIZE, mode="bilinear")
-            grid = torch.nn.functional.interpolate(full, [-(-side // 8) for side in VOC_SIZE], mode="bilinear")
-            for folder, maps in zip(folders, (grid, full), strict=False):
-                save_maps(store_path(folder, image_id), labels, maps[0].numpy(), VOC_SIZE, "bench")
-            small = np.zeros((config.crop // 4, config.crop // 4), np.float32)
-            save_differences(store_path(folders[2], image_id), small, small, "bench")
-        seeds, differences = dict(zip(("knowledge", "advice"), folders, strict=False)), StoredDifferences(folders[2])
-        samples = SeedSamples(name, ids, seeds, config.crop, config.dynamic_side, differences=differences)
+        samples = loader_samples(config, Path(name), VOC_SIZE, [case(config, n, 500) for n in range(count)])
+        parts = loader_parts(samples)
+        functions = {part: partial(each, function, samples.ids) for part, function in parts.items()}
+        functions["all"] = lambda: [samples[n] for n in range(count)]
         torch.set_num_threads(1)
+        cv2.setNumThreads(0)
         try:
-            times = timed(
-                torch.device("cpu"),
-                3 * repeats,
-                samples=lambda: [samples[n] for n in range(count)],
-                decode=lambda: [open_image(image_path(root, image_id)) for image_id in ids],
-            )
+            times = timed(torch.device("cpu"), 3 * repeats, time.process_time, **functions)
         finally:
-            torch.set_num_threads(threads)
-    base = ("decoding the JPEG alone", times["decode"])
-    yield row("loader, mode 2, one core", times["samples"], count, "images/s", base)
+            torch.set_num_threads(threads[0])
+            cv2.setNumThreads(threads[1])
+    base = ("decoding the JPEG alone", times["JPEG"])
+    spent = [f"{part} {1000 * statistics.median(times[part]) / count:.2f}" for part in parts]
+    note = f"ms an image: {', '.join(spent)}"
+    yield row("loader, mode 2, one core", times["all"], count, "images/s", base, note=note)
 
 
 def system_rows(config: Config, device: torch.device, repeats: int, cases: Callable) -> Iterator[dict]:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.errors import InputError
 from datasets.seed_store import load_differences, read_seed, store_path
-from datasets.transforms import Square, as_tensor, cut, draw_jitter, random_square, resize_square
+from datasets.transforms import Square, as_tensor, cut, cut_maps, draw_jitter, planes, random_square, resize_square
 from datasets.voc import class_names, read_present, read_reduced
 
 
@@ -67,26 +66,26 @@ class SeedSamples(Dataset):
             square = random_square(self.sides, self.crop)
         else:
             square = Square(self.crop, flip=self.jitter_and_flip and bool(torch.rand(()) < 0.5))
-        image = cut(as_tensor(pixels), square, self.crop)
+        picture, side = cut(pixels, square, self.crop), self.crop // 4
         sample = {
             "id": image_id,
-            "image": image,
-            "small": resize_square(image, self.crop // 4).movedim(0, -1),
+            "image": planes(picture),
+            "small": resize_square(as_tensor(picture), side).movedim(0, -1),
             "present": torch.from_numpy(present),
         }
         for name, seed in zip(self.seeds, seeds, strict=True):
-            maps = cut(torch.from_numpy(seed.maps), square, self.crop, self.crop // 4)
+            maps = cut_maps(seed.stored, square, self.crop, side, seed.grid_of)
             sample[name] = torch.from_numpy(seed.classes[maps.numpy().argmax(axis=0)])
         if self.sides is not None or self.jitter_and_flip:
             sample["order"], sample["factors"] = draw_jitter()
         if self.differences is not None:
             d = self._read_differences(image_id)
             # Not moved they keep their size, as they are made for this crop.
-            d = cut(d, square, self.crop, self.crop // 4) if self.differences.move else d
+            d = cut_maps(d, square, self.crop, side) if self.differences.move else torch.from_numpy(d)
             sample["d_k"], sample["d_a"] = d.chunk(2)
         return sample
 
-    def _read_differences(self, image_id: str) -> Tensor:
+    def _read_differences(self, image_id: str) -> np.ndarray:
         path = store_path(self.differences.folder, image_id)
         stored = load_differences(path)
         d_k, d_a = (d.reshape(-1, *d.shape[-2:]) for d in stored)  # of a single adviser h×w is stored
@@ -96,4 +95,4 @@ class SeedSamples(Dataset):
                 f"{path}: difference maps are {stored[0].shape}, needed {(side, side)} for --crop={self.crop} "
                 f"and each of {advisers} advisers; run --mode=1 again"
             )
-        return torch.from_numpy(np.concatenate([d_a, d_k] if self.differences.swap else [d_k, d_a]))
+        return np.concatenate([d_a, d_k] if self.differences.swap else [d_k, d_a])
