@@ -12,6 +12,7 @@ import main_ssdd
 from datasets.demo import make_demo
 from datasets.errors import InputError
 from datasets.voc import read_ids
+from engine import commands
 from evaluation.masks import evaluate
 from settings.config import demo, voc, with_recipe
 from tests.conftest import as_flags, tiny
@@ -101,8 +102,9 @@ def here(monkeypatch):
         ran.append(command)
         return program(command[2:] if command[0] == "-m" else command[1:])
 
-    monkeypatch.setattr(study, "run_command", run_command)
-    monkeypatch.setattr(study, "ThreadPoolExecutor", AtOnce)
+    for module in (commands, study):
+        monkeypatch.setattr(module, "run_command", run_command)
+    monkeypatch.setattr(commands, "ThreadPoolExecutor", AtOnce)
     all_variants = study.variants
     chosen = ("momentum", "seed_bias", "swap_maps")
     monkeypatch.setattr(
@@ -119,7 +121,7 @@ def test_study_measures_shares_and_goes_on(own_voc, tmp_path, here, capsys, monk
     flags = [*as_flags(config), "--seeds=2", "--variant-seeds=1", "--jobs=1"]
 
     # Stopped in the middle …
-    run = study.run_command
+    run = commands.run_command
 
     def breaking(command, log):
         if "--modelid=seed_bias" in command:
@@ -127,7 +129,7 @@ def test_study_measures_shares_and_goes_on(own_voc, tmp_path, here, capsys, monk
         run(command, log)
 
     with monkeypatch.context() as patch:
-        patch.setattr(study, "run_command", breaking)
+        patch.setattr(commands, "run_command", breaking)
         with pytest.raises(SystemExit) as end:
             study.main(flags)
     assert end.value.code == 2 and "stopped by the test" in capsys.readouterr().err
@@ -167,7 +169,7 @@ def test_failed_command_is_named_with_its_log(tmp_path):
     with pytest.raises(
         InputError, match=r"`python main_ssdd.py --mode=0 --voc-root=nowhere` failed \(no VOC at nowhere"
     ):
-        study.run_command(["main_ssdd.py", "--mode=0", "--voc-root=nowhere"], tmp_path / "log" / "x.txt")
+        commands.run_command(["main_ssdd.py", "--mode=0", "--voc-root=nowhere"], tmp_path / "log" / "x.txt")
     assert "error: no VOC" in (tmp_path / "log" / "x.txt").read_text()
 
 
