@@ -1,7 +1,8 @@
 """Other readings of the difference maps than the published one, as rules beside static SSDD, and what they know.
 
-No rule here sees a true mask: its bias and its weight follow from the mean and the spread of its own score over the
-pixels where knowledge and advice differ.
+No rule here sees a true mask. A bias comes from the mean and the spread of the rule's own score over the pixels where
+knowledge and advice differ, or from the share of the labelled classes that the advice keeps: what loses every second
+class is no word to rely on.
 """
 
 from collections.abc import Iterator
@@ -11,24 +12,26 @@ import torch
 
 from datasets.voc import IGNORE
 from evaluation.rivals import area_under_roc, before_and_after, weight_by_spread
-from models.ssdd.difference import map_score
+from models.ssdd.difference import map_score, missing_class_flags
 from models.ssdd.steps import Integration
 from settings.ssdd import READINGS
 
 # Where the advice differs: it says background, it shows an object where the knowledge has none, or another object.
 KINDS = ("erased", "grown", "exchanged")
 BINS = 2000
-# Rules by their row: the reading, whether mean and spread decide, and whether what the advice erases has its own.
+# Rules by their row: the reading, and what its bias follows from; "kind": mean and spread of what the advice erases and
+# of the rest.
 RULES = {
-    **{name: (name, False, False) for name in READINGS[1:]},
-    **{f"{name}, by mean and spread": (name, True, False) for name in READINGS[:3]},
-    **{f"{name}, by mean and spread of each kind": (name, True, True) for name in (READINGS[0], READINGS[3])},
+    **{name: (name, "") for name in READINGS[1:]},
+    **{f"{name}, bias by kept classes": (name, "kept") for name in READINGS[:3]},
+    **{f"{name}, by mean and spread": (name, "spread") for name in READINGS[:3]},
+    **{f"{name}, by mean and spread of each kind": (name, "kind") for name in (READINGS[0], READINGS[3])},
 }
 
 
 def rules_for(advisers: int) -> list[str]:
     """Those that can be told for so many advisers: of several, each kind does not have its own."""
-    return [rule for rule, (_, _, apart) in RULES.items() if advisers == 1 or not apart]
+    return [rule for rule, (_, bias) in RULES.items() if advisers == 1 or bias != "kind"]
 
 
 def kinds(before: np.ndarray, advice: np.ndarray) -> dict[str, np.ndarray]:
@@ -46,12 +49,17 @@ def scores(before: np.ndarray, advice: np.ndarray, maps: torch.Tensor) -> Iterat
 
 
 class Spreads:
-    """Mean and standard deviation of each reading's score where the masks differ, by kind and over all."""
+    """What needs no true mask: mean and standard deviation of each reading's score where the masks differ, by kind and
+    over all, and how many of the labelled classes the advice keeps."""
 
     def __init__(self):
+        self.labelled = self.lost = 0
         self.sums = {(reading, kind): np.zeros(3) for reading in READINGS for kind in ("all", "erased", "shown")}
 
-    def add(self, before: np.ndarray, advice: np.ndarray, maps: torch.Tensor) -> None:
+    def add(self, before: np.ndarray, advice: np.ndarray, maps: torch.Tensor, present: torch.Tensor) -> None:
+        k, a = (torch.from_numpy(mask.astype(np.int64))[None] for mask in (before, advice))
+        self.labelled += int(present[:, 1:].sum())
+        self.lost += int(missing_class_flags(k, a, present).sum())
         erased, grown, exchanged = kinds(before, advice).values()
         shown = grown | exchanged
         for reading, score in scores(before, advice, maps):
@@ -65,6 +73,14 @@ class Spreads:
         if not count:
             return 0.0, 0.0
         return float(total / count), float(np.sqrt(max(squares / count - (total / count) ** 2, 0)))
+
+    def bias_by_kept_classes(self) -> float:
+        """logit(kept)/4, the share of kept classes standing for the chance that the advice is right.
+
+        Even odds leave the choice to the maps. Over 4, as every reading has the slope ¼ of σ where both logits are 0.
+        """
+        kept = np.clip(1 - self.lost / max(self.labelled, 1), 0.01, 0.99)
+        return float(np.log(kept / (1 - kept)) / 4)
 
 
 def by_mean_and_spread(how: Integration, reading: str, mean: float, spread: float) -> Integration:
@@ -90,11 +106,13 @@ def masks_by_readings(
 
     found = {}
     for rule in rules_for(len(masks) - 1):
-        reading, measured, apart = RULES[rule]
-        if apart:
+        reading, bias = RULES[rule]
+        if bias == "kind":
             own = [by_mean_and_spread(how, reading, *spreads.of(reading, kind)) for kind in ("erased", "shown")]
             found[rule] = np.where(masks[1] == 0, *(refined(one) for one in own))
-        elif measured:
+        elif bias == "kept":
+            found[rule] = refined(how._replace(reading=reading, bias=spreads.bias_by_kept_classes()))
+        elif bias == "spread":
             found[rule] = refined(by_mean_and_spread(how, reading, *spreads.of(reading)))
         else:
             found[rule] = refined(how._replace(reading=reading))

@@ -72,7 +72,7 @@ def test_maps_that_say_nothing_leave_the_choice_to_the_flags(reading):
 def test_a_pixel_one_standard_deviation_below_the_mean_is_left_to_the_knowledge():
     # Scores of logits at the changed pixels: -0.75, 0.75, -0.625.
     spreads = Spreads()
-    spreads.add(KNOWLEDGE, ADVICE, torch.tensor([D_K, D_A])[:, None])
+    spreads.add(KNOWLEDGE, ADVICE, torch.tensor([D_K, D_A])[:, None], torch.zeros(1, 6))
     there = np.array([-0.75, 0.75, -0.625])
     assert spreads.of("logits") == pytest.approx((there.mean(), there.std()))
     assert spreads.of("logits", "erased") == pytest.approx((-0.75, 0))
@@ -85,7 +85,7 @@ def test_a_pixel_one_standard_deviation_below_the_mean_is_left_to_the_knowledge(
 
 def test_rules_of_readings_by_hand():
     spreads, d = Spreads(), torch.tensor([D_K, D_A])[:, None, None]
-    spreads.add(KNOWLEDGE, ADVICE, d[:, 0])
+    spreads.add(KNOWLEDGE, ADVICE, d[:, 0], torch.zeros(1, 6))
     masks = masks_by_readings([KNOWLEDGE, ADVICE], d, torch.zeros(1, 6), Integration(0.4), spreads)
     # (d_K - d_A)/4 + 0.4 < 0 at two pixels, σ(d_K) - ½ + 0.4 at none.
     assert masks["logits"].tolist() == [[0, 0, 3, 3, 3, 3]]
@@ -98,6 +98,27 @@ def test_rules_of_readings_by_hand():
     three, twice = [KNOWLEDGE, ADVICE, ADVICE], d.repeat(1, 2, 1, 1)
     several = masks_by_readings(three, twice, torch.zeros(1, 6), Integration(0.4), spreads)
     assert kind not in several and several["logits"].tolist() == masks["logits"].tolist()
+
+
+def test_the_bias_follows_the_share_of_labelled_classes_that_the_advice_keeps():
+    spreads, d, present = Spreads(), torch.tensor([D_K, D_A])[:, None, None], torch.zeros(1, 6)
+    assert spreads.bias_by_kept_classes() == pytest.approx(math.log(99) / 4)
+    present[0, [0, 1, 2, 3, 5]] = 1
+    # Of four objects class 3 keeps two of three pixels, 5 is new, 1 and 2 are in neither mask: lost.
+    spreads.add(KNOWLEDGE, ADVICE, d[:, 0], present)
+    assert spreads.bias_by_kept_classes() == 0
+    masks = masks_by_readings([KNOWLEDGE, ADVICE], d, 0 * present, Integration(0.4), spreads)
+    # Without a bias the sign of d_K − d_A decides.
+    for reading in ("published", "logits", "calibrated"):
+        assert masks[f"{reading}, bias by kept classes"].tolist() == [[0, 0, 3, 3, 3, 3]]
+    present[0, [2, 5]] = 0
+    spreads.add(KNOWLEDGE, ADVICE, d[:, 0], present)
+    spreads.add(KNOWLEDGE, KNOWLEDGE, d[:, 0], present)
+    # Lost in all: 1 and 2, then 1, then 1; of 8.
+    assert (spreads.lost, spreads.labelled) == (4, 8)
+    present[0, 1] = 0
+    spreads.add(KNOWLEDGE, KNOWLEDGE, d[:, 0], present)
+    assert spreads.bias_by_kept_classes() == pytest.approx(math.log(5 / 4) / 4)
 
 
 def test_kinds_of_change():
@@ -122,7 +143,11 @@ def test_mode_1_makes_what_the_rows_say(own_run, tmp_path):
     result = json.loads((tmp_path / "rivals.json").read_text())[own_run.out]
     (step,) = result["steps"]
     assert step["readings"]["published"]["all"] == pytest.approx(step["detection"], abs=0.01)
-    rows = {"calibrated": {}, "logits, by mean and spread": result["flags"]["logits"]}
+    rows = {
+        "calibrated": {},
+        "logits, by mean and spread": result["flags"]["logits"],
+        "published, bias by kept classes": {"seed_bias": result["bias_by_kept_classes"]},
+    }
     for row, flags in rows.items():
         config = replace(own_run, reading=row.split(",")[0], **flags)
         main_ssdd.main(["--mode=1", *as_flags(config), "--fresh"])

@@ -82,10 +82,13 @@ def spreads_of_maps(
     for image_id in ids:
         size = image_size(root, image_id)
         masks = [read_seed(source.folder, image_id, size, None, classes).mask() for source in sources]
-        maps, present = differences_of(folder, image_id, size, side), torch.from_numpy(read_present(root, image_id))
-        before = before_and_after(masks, maps, present[None], how)
+        maps, present = (
+            differences_of(folder, image_id, size, side),
+            torch.from_numpy(read_present(root, image_id))[None],
+        )
+        before = before_and_after(masks, maps, present, how)
         for n, advice in enumerate(masks[1:]):
-            spreads.add(before[n], advice, maps[:, n])
+            spreads.add(before[n], advice, maps[:, n], present)
     return spreads
 
 
@@ -105,7 +108,8 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         right where the two differ, and what each rule makes of it), "change" (area under the ROC curve of d_K and of
         d_A as a sign that the masks differ), "detection" (that of σ(d_K) − σ(d_A) as a sign that the advice is right),
         "readings" ({reading: {kind of pixel: the same of its score}}); "flags": {reading: the --map_weight and
-        --seed_bias that follow from its mean and spread}; "bias", of a single adviser.
+        --seed_bias that follow from its mean and spread}; "bias_by_kept_classes", a --seed_bias that does without
+        true masks; "bias", of a single adviser.
 
     Raises:
         InputError: a map or mask is missing, damaged or of another size than its true mask.
@@ -150,6 +154,7 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         "rules": figures,
         "share_of_gap": share_of_gap({rule: f["miou"] for rule, f in figures.items()}, single),
         "steps": [step.figures() | {"readings": d.areas()} for step, d in zip(steps, detections, strict=True)],
+        "bias_by_kept_classes": spreads.bias_by_kept_classes(),
         "flags": {reading: flags_by_spread(how, spreads, reading) for reading in READINGS},
         "bias": chosen_bias(sweep.halves) if len(ids) > 1 and len(steps) == 1 else None,
         "network": network_figures(config),
@@ -244,6 +249,7 @@ def as_markdown(results: dict[str, dict], seen: str) -> str:
             f"{out}: σ(d_K) − σ(d_A) spreads by {r['spread']:.3f} where the masks differ; maps by their spread: "
             f"--map_weight={r['map_weight']:.3g}."
         )
+        lines.append(f"{out}: bias by kept classes: --seed_bias={r['bias_by_kept_classes']:.3g}.")
         for reading, flags in r["flags"].items():
             given = " ".join(f"--{name}={value:.3g}" for name, value in flags.items())
             lines.append(f"{out}: by mean and spread: --reading={reading} {given}.")
