@@ -41,6 +41,7 @@ SHOWN: dict[str, Callable[[dict], float | None]] = {
     "flags alone": lambda r: r["rules"]["flags alone"]["miou"],
     "static SSDD": lambda r: r["rules"]["static SSDD"]["miou"],
     "maps by their spread": lambda r: r["rules"]["SSDD, maps by their spread"]["miou"],
+    "bias by kept classes": lambda r: r["rules"]["published, bias by kept classes"]["miou"],
     "share of the oracle's gap": lambda r: r["share_of_gap"],
     "maps overrule the bias": lambda r: (
         r["steps"][0]["pixels"]["bias overruled"] / max(r["steps"][0]["pixels"]["differ"], 1)
@@ -209,7 +210,8 @@ def chart(rows: list[dict], title: str) -> Figure:
         sizes = sorted({row["images"] for row in rows})
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
-    picture.axes[0].legend(fontsize="small")
+    handles, labels = picture.axes[0].get_legend_handles_labels()
+    picture.legend(handles, labels, loc="outside lower center", ncols=3)
     return picture
 
 
