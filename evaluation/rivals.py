@@ -70,9 +70,9 @@ def before_and_after(
 class Step:
     """How often the difference maps of one adviser are right, summed over images; `before`: what it was asked about."""
 
-    def __init__(self, titles: tuple[str, str]):
-        self.titles = titles
-        self.pixels = dict.fromkeys(("differ", *(f"{name} right" for name in titles), *COMPARED, "bias overruled"), 0)
+    def __init__(self, titles: tuple[str, str], rules: tuple[str, ...] = COMPARED):
+        self.titles, self.rules = titles, rules
+        self.pixels = dict.fromkeys(("differ", *(f"{name} right" for name in titles), *rules, "bias overruled"), 0)
         self.changes, self.histograms = np.zeros((2, 2, BINS)), np.zeros((2, BINS))
 
     def add(
@@ -90,7 +90,7 @@ class Step:
         self.pixels["differ"] += int(differ.sum())
         for title, where in zip(self.titles, right, strict=True):
             self.pixels[f"{title} right"] += int(where.sum())
-        for rule in COMPARED:
+        for rule in self.rules:
             self.pixels[rule] += int((differ & (masks[rule] == truth)).sum())
         predicted = [torch.sigmoid(d).numpy() for d in maps]
         for histogram, change in zip(self.changes, predicted, strict=True):

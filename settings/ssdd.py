@@ -11,6 +11,7 @@ ON_FIXED, MIXING = ("mode 3", "mode 4"), ("mode 2", "mode 4")
 SIDE, TERM = (8, 8192), (-10, 10)
 STARTS = ("classifier", "static")
 PARTS = ("both", "maps", "flags", "knowledge", "advice")
+READINGS = ("published", "logits", "calibrated", "apart")
 CRFS = ("pydensecrf", "exact", "auto")
 
 
@@ -38,6 +39,7 @@ class Ssdd:
     bg: float = setting(0.0, RUN, TERM, DYNAMIC, "background term of that integration (paper)")
     integration: str = setting("both", RUN, PARTS, SEEDS, "what chooses: difference maps and flags (paper), or less")
     map_weight: float = setting(1.0, RUN, (0, 1e4), SEEDS, "factor on σ(d_K) − σ(d_A); paper: 1")
+    reading: str = setting("published", RUN, READINGS, SEEDS, "of the maps: σ(d_K) − σ(d_A) (paper), or another (ours)")
     crf: str = setting(
         "pydensecrf", RUN, CRFS, DYNAMIC, "of mode 2: pydensecrf (program); exact; auto: the faster (ours)"
     )

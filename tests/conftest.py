@@ -1,13 +1,17 @@
 """A drawn set of nine images, a Config as small as works, and the files of a whole run with it."""
 
+import contextlib
+import importlib
 import shutil
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from datasets.demo import make_demo
-from engine import stages
+from datasets.errors import InputError
+from engine import commands, stages
 from settings.config import Config, check, demo
 from settings.field import MACHINE, RUN, STAGE, START
 from settings.flags import flags_of
@@ -91,3 +95,43 @@ def own_run(finished_run, own_voc, tmp_path):
     unneeded = shutil.ignore_patterns("tensorboard", "state.pth", "script")
     shutil.copytree(finished_run, tmp_path / "out", ignore=unneeded)
     return tiny(own_voc, tmp_path / "out")
+
+
+class AtOnce:
+    """A pool whose jobs run where they are submitted: training handles signals, which only the main thread can."""
+
+    def __init__(self, side_by_side):
+        assert side_by_side == 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, job):
+        future = Future()
+        try:
+            future.set_result(function(job))
+        except InputError as error:
+            future.set_exception(error)
+        return future
+
+
+def commands_here(monkeypatch, tool) -> list[list[str]]:
+    """Let the jobs of a program of tools/ run in this process; the list of the stages that ran, as commands."""
+    ran = []
+
+    def run_command(command, log):
+        program = importlib.import_module(command[1] if command[0] == "-m" else "main_ssdd").main
+        if program.__module__.startswith("tools."):  # what reads the results runs at every start
+            log.parent.mkdir(exist_ok=True)
+            with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+                return program(command[2:])
+        ran.append(command)
+        return program(command[2:] if command[0] == "-m" else command[1:])
+
+    for module in (commands, tool):
+        monkeypatch.setattr(module, "run_command", run_command)
+    monkeypatch.setattr(commands, "ThreadPoolExecutor", AtOnce)
+    return ran

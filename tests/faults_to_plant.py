@@ -67,7 +67,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("cosine an epoch longer", "cosine_rate(config.lr, config.epochs, ", "cosine_rate(config.lr, config.epochs + 1, ", MODE_2),
         ("evaluation's batch size", "batch=config.bn,", "batch=config.eval_batch,", MODE_0),
         ("pictures drawn while dropout acts", "        step.eval()\n", "", MODE_0_SHOWS),
-        ("integration always whole", 'config.map_weight, config.integration)', 'config.map_weight, "both")', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
+        ("integration always whole", 'config.map_weight, config.integration,', 'config.map_weight, "both",', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
+        ("maps always read as published", 'config.integration, config.reading)', 'config.integration)', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
         ("bias favours knowledge", 'sign = 1 if config.bias_favours == "advice"', 'sign = 1 if config.bias_favours == "knowledge"', f"{_CONFIG}favouring_knowledge_turns_the_bias_around"),
         ("seeds with the bias of mode 2", "_integration(config, config.seed_bias, config.seed_bg)", "_integration(config, config.bias, config.bg)", MODE_1),
     ],
@@ -178,6 +179,13 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "models/ssdd/difference.py": [
         ("unknown pixels counted", "(mask != UNKNOWN).sum())", "(mask >= 0).sum())", MODE_4),
+        ("a share of all pixels", "(changed / known)", "(changed / knowledge[0].numel())", "tests/test_readings.py::test_calibrated_takes_the_share_of_the_known_pixels_that_change"),
+    ],
+    "evaluation/readings.py": [
+        ("bias by lost classes", "np.clip(1 - self.lost", "np.clip(self.lost", "tests/test_readings.py::test_the_bias_follows_the_share_of_labelled_classes_that_the_advice_keeps"),
+    ],
+    "tools/growth.py": [
+        ("images held out are learned", "if image_id not in chosen]", "if image_id not in seen]", "tests/test_growth.py::test_sizes_contain_the_smaller_ones_and_nobody_learns_what_is_held_out"),
     ],
     "models/psa/rates.py": [
         ("new layers at the base rate", "(10.0 if name", "(1.0 if name", PRETRAINED),

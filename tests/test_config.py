@@ -241,11 +241,12 @@ def test_as_flags_is_the_inverse_of_parsing(tiny_config):
 
 def test_favouring_knowledge_turns_the_bias_around():
     config = replace(voc(), bias=0.3, bg=0.2, seed_bias=0.1, seed_bg=0.05)
-    assert integration(config) == (0.3, 0.2, False, 1.0, "both")
-    assert seed_integration(config) == (0.1, 0.05, False, 1.0, "both")
+    assert integration(config) == (0.3, 0.2, False, 1.0, "both", "published")
+    assert seed_integration(config) == (0.1, 0.05, False, 1.0, "both", "published")
     config = replace(config, bias_favours="knowledge", flag_rule="poster", integration="maps", map_weight=7.0)
-    assert integration(config) == (-0.3, 0.2, True, 7.0, "maps")
-    assert seed_integration(config) == (-0.1, 0.05, True, 7.0, "maps")
+    config = replace(config, reading="logits")
+    assert integration(config) == (-0.3, 0.2, True, 7.0, "maps", "logits")
+    assert seed_integration(config) == (-0.1, 0.05, True, 7.0, "maps", "logits")
 
 
 def test_claimed_folder_holds_every_field_and_takes_the_same_config_again(tmp_path):

@@ -1,20 +1,17 @@
 """The study of the differences: what each run changes, shares and learns on, and how it goes on."""
 
-import contextlib
 import dataclasses
-import importlib
 import json
-from concurrent.futures import Future
 
 import pytest
 
-import main_ssdd
 from datasets.demo import make_demo
 from datasets.errors import InputError
 from datasets.voc import read_ids
+from engine import commands
 from evaluation.masks import evaluate
 from settings.config import demo, voc, with_recipe
-from tests.conftest import as_flags, tiny
+from tests.conftest import as_flags, commands_here, tiny
 from tests.test_bad_input import refused
 from tools import study
 from tools.study import BASE, hold_out, jobs, variants
@@ -66,43 +63,10 @@ def test_held_out_images_are_neither_learnt_nor_those_of_val(own_voc, tmp_path):
         hold_out(config)
 
 
-class AtOnce:
-    """A pool whose jobs run where they are submitted: training handles signals, which only the main thread can."""
-
-    def __init__(self, side_by_side):
-        assert side_by_side == 1
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, function, job):
-        future = Future()
-        try:
-            future.set_result(function(job))
-        except InputError as error:
-            future.set_exception(error)
-        return future
-
-
 @pytest.fixture
 def here(monkeypatch):
     """Commands run in this process; the list of them. Three differences, one for each mode that one can begin with."""
-    ran = []
-
-    def run_command(command, log):
-        program = importlib.import_module(command[1]).main if command[0] == "-m" else main_ssdd.main
-        if program.__module__.startswith("tools."):  # what reads the results runs at every start
-            log.parent.mkdir(exist_ok=True)
-            with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-                return program(command[2:])
-        ran.append(command)
-        return program(command[2:] if command[0] == "-m" else command[1:])
-
-    monkeypatch.setattr(study, "run_command", run_command)
-    monkeypatch.setattr(study, "ThreadPoolExecutor", AtOnce)
+    ran = commands_here(monkeypatch, study)
     all_variants = study.variants
     chosen = ("momentum", "seed_bias", "swap_maps")
     monkeypatch.setattr(
@@ -119,7 +83,7 @@ def test_study_measures_shares_and_goes_on(own_voc, tmp_path, here, capsys, monk
     flags = [*as_flags(config), "--seeds=2", "--variant-seeds=1", "--jobs=1"]
 
     # Stopped in the middle …
-    run = study.run_command
+    run = commands.run_command
 
     def breaking(command, log):
         if "--modelid=seed_bias" in command:
@@ -127,7 +91,7 @@ def test_study_measures_shares_and_goes_on(own_voc, tmp_path, here, capsys, monk
         run(command, log)
 
     with monkeypatch.context() as patch:
-        patch.setattr(study, "run_command", breaking)
+        patch.setattr(commands, "run_command", breaking)
         with pytest.raises(SystemExit) as end:
             study.main(flags)
     assert end.value.code == 2 and "stopped by the test" in capsys.readouterr().err
@@ -167,7 +131,7 @@ def test_failed_command_is_named_with_its_log(tmp_path):
     with pytest.raises(
         InputError, match=r"`python main_ssdd.py --mode=0 --voc-root=nowhere` failed \(no VOC at nowhere"
     ):
-        study.run_command(["main_ssdd.py", "--mode=0", "--voc-root=nowhere"], tmp_path / "log" / "x.txt")
+        commands.run_command(["main_ssdd.py", "--mode=0", "--voc-root=nowhere"], tmp_path / "log" / "x.txt")
     assert "error: no VOC" in (tmp_path / "log" / "x.txt").read_text()
 
 

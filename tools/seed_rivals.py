@@ -7,10 +7,11 @@ Each argument is the --out folder of a finished mode 1; several are repetitions 
 sources and advisers, is what that mode 1 was given. Rivals: always the knowledge (say, PSA), always an advice
 (PSA+CRF), at each pixel the one with the larger probability, and SSDD without its DD-Net (the flags alone) or without
 its flags (the maps alone), or with the maps weighed by their own spread, so that one standard deviation outweighs the
-bias; that takes no true mask. The oracle takes at each pixel the mask that is right (the knowledge where all
-or none is), so it is the ceiling of every choice among them. True masks are used to judge only, but for the line about
-the bias, which is chosen on every second image and judged on the others. A mask's unknown pixels (255) count as wrong,
-and its mIoU is also given without them.
+bias; that takes no true mask. Below them the other readings of the maps (--reading), as they are and by mean and
+spread of their own score (evaluation/readings.py), and what each knows where the advice erases, grows or exchanges. The
+oracle takes at each pixel the mask that is right (the knowledge where all or none is), so it is the ceiling of every
+choice among them. True masks are used to judge only, but for the line about the bias, which is chosen on every second
+image and judged on the others. A mask's unknown pixels (255) count as wrong, and its mIoU is also given without them.
 """
 
 import json
@@ -36,6 +37,7 @@ from datasets.voc import (
 )
 from engine import runs, seeds, stages
 from evaluation.metrics import confusion, mean_and_spread, mean_iou
+from evaluation.readings import Detection, Spreads, by_mean_and_spread, masks_by_readings, rules_for
 from evaluation.rivals import (
     COMPARED,
     Step,
@@ -52,6 +54,7 @@ from models.ssdd.steps import Integration
 from modes.ssdd.networks import seed_integration
 from settings.config import Config
 from settings.flags import Parser
+from settings.ssdd import READINGS
 
 # Seeds as published, percent on VOC's train_aug. ICD's leave out pixels whose seed is 255.
 PUBLISHED = {"PSA": "52.5", "PSA+CRF": "48.0", "ICD": "60.2, leaving 255 out", "ICD+CRF": "62.2, leaving 255 out"}
@@ -70,23 +73,23 @@ def files_read(outs: list[Path], modelids: list[str], root: str, split: str) -> 
                 yield from (folder / f"{image_id}{ending}" for image_id in ids for ending in (".npz", ".png"))
 
 
-def spread_of_maps(
+def spreads_of_maps(
     folder: Path, sources: list[seeds.SeedSource], root: str, ids: list[str], how: Integration, side: int
-) -> float:
-    """Standard deviation of σ(d_K) − σ(d_A) over the pixels where an adviser differs from what it was asked about; no
-    true mask is read."""
-    sums, classes = np.zeros(3), len(class_names(root))
+) -> Spreads:
+    """Of the score of each reading, over the pixels where an adviser differs from what it was asked about; no true mask
+    is read."""
+    spreads, classes = Spreads(), len(class_names(root))
     for image_id in ids:
         size = image_size(root, image_id)
         masks = [read_seed(source.folder, image_id, size, None, classes).mask() for source in sources]
-        maps, present = differences_of(folder, image_id, size, side), torch.from_numpy(read_present(root, image_id))
-        before = before_and_after(masks, maps, present[None], how)
-        scores = (torch.sigmoid(maps[0]) - torch.sigmoid(maps[1])).numpy()
-        for score, k, a in zip(scores, before, masks[1:], strict=False):
-            there = score[k != a].astype(np.float64)
-            sums += len(there), there.sum(), np.square(there).sum()
-    count, total, squares = sums
-    return float(np.sqrt(max(squares / count - (total / count) ** 2, 0))) if count else 0.0
+        maps, present = (
+            differences_of(folder, image_id, size, side),
+            torch.from_numpy(read_present(root, image_id))[None],
+        )
+        before = before_and_after(masks, maps, present, how)
+        for n, advice in enumerate(masks[1:]):
+            spreads.add(before[n], advice, maps[:, n], present)
+    return spreads
 
 
 def differences_of(folder: Path, image_id: str, size: tuple[int, int], side: int) -> torch.Tensor:
@@ -103,8 +106,10 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         {rule: {"miou", "iou": {class: float or None}}}, where masks hold 255 also "miou_known"; "images": {id: {rule:
         mean IoU of its classes}}; "share_of_gap"; "steps", one an adviser: "pair", "pixels" (how often which mask is
         right where the two differ, and what each rule makes of it), "change" (area under the ROC curve of d_K and of
-        d_A as a sign that the masks differ), "detection" (that of σ(d_K) − σ(d_A) as a sign that the advice is right);
-        "bias", of a single adviser.
+        d_A as a sign that the masks differ), "detection" (that of σ(d_K) − σ(d_A) as a sign that the advice is right),
+        "readings" ({reading: {kind of pixel: the same of its score}}); "flags": {reading: the --map_weight and
+        --seed_bias that follow from its mean and spread}; "bias_by_kept_classes", a --seed_bias that does without
+        true masks; "bias", of a single adviser.
 
     Raises:
         InputError: a map or mask is missing, damaged or of another size than its true mask.
@@ -113,31 +118,32 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
     folder, sources = stages.folder(config, "mode 1"), list(seeds.pair(config).values())
     single = tuple(source.title for source in sources)
     asked_about = (single[0], *(f"after {title}" for title in single[1:-1]))
-    steps = [Step(titles) for titles in zip(asked_about, single[1:], strict=True)]
-    rules = (*single, *COMPARED, "oracle")
+    rivals = (*COMPARED, *rules_for(len(single) - 1))
+    steps = [Step(titles, rivals) for titles in zip(asked_about, single[1:], strict=True)]
+    detections = [Detection() for _ in steps]
+    rules = (*single, *rivals, "oracle")
     how = seed_integration(config)
     names = class_names(root)
     counts = dict.fromkeys(rules, 0)
-    spread = spread_of_maps(folder, sources, root, ids, how, config.crop // 4)
+    spreads = spreads_of_maps(folder, sources, root, ids, how, config.crop // 4)
+    spread = spreads.of("published")[1]
     sweep = Sweep(len(names), how)
     images = {}
     for place, image_id in enumerate(ids):
-        truth = read_mask(mask_path(root, image_id), len(names))
-        refined = read_mask(folder / f"{image_id}.png", len(names))
-        if refined.shape != truth.shape:
-            raise InputError(f"{out}, {image_id}: static SSDD is {refined.shape}, its true mask {truth.shape}")
+        truth, refined = truth_and_refined(folder, root, image_id)
         members = [read_seed(source.folder, image_id, truth.shape, None, len(names)) for source in sources]
         present = torch.from_numpy(read_present(root, image_id))[None]
         alone = [seed.mask() for seed in members]
         maps = differences_of(folder, image_id, truth.shape, config.crop // 4)
         masks = dict(zip(single, alone, strict=True)) | choices(members, maps, present, how, spread, truth)
-        masks["static SSDD"] = refined
+        masks |= masks_by_readings(alone, maps, present, how, spreads) | {"static SSDD": refined}
         own = {rule: confusion(truth, mask, len(names)) for rule, mask in masks.items()}
         counts = {rule: counts[rule] + own[rule] for rule in rules}
         images[image_id] = {rule: mean_iou(count) for rule, count in own.items()}
         befores = before_and_after(alone, maps, present, how)
         for n, step in enumerate(steps):
             step.add(befores[n], alone[n + 1], maps[:, n], truth, masks, how.bias)
+            detections[n].add(befores[n], alone[n + 1], maps[:, n], truth)
         if len(steps) == 1:
             sweep.add(place % 2, *alone, maps[:, 0], truth, present)
     figures = {rule: figures_of(count, names) for rule, count in counts.items()}
@@ -147,11 +153,33 @@ def judge(out: Path, modelid: str, root: str, ids: list[str]) -> dict:
         "map_weight": weight_by_spread(how.bias, spread),
         "rules": figures,
         "share_of_gap": share_of_gap({rule: f["miou"] for rule, f in figures.items()}, single),
-        "steps": [step.figures() for step in steps],
+        "steps": [step.figures() | {"readings": d.areas()} for step, d in zip(steps, detections, strict=True)],
+        "bias_by_kept_classes": spreads.bias_by_kept_classes(),
+        "flags": {reading: flags_by_spread(how, spreads, reading) for reading in READINGS},
         "bias": chosen_bias(sweep.halves) if len(ids) > 1 and len(steps) == 1 else None,
         "network": network_figures(config),
         "images": images,
     }
+
+
+def truth_and_refined(folder: Path, root: str, image_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """True mask and static SSDD's of an image.
+
+    Raises:
+        InputError: they differ in size, or one is missing or damaged.
+    """
+    classes = len(class_names(root))
+    truth = read_mask(mask_path(root, image_id), classes)
+    refined = read_mask(folder / f"{image_id}.png", classes)
+    if refined.shape != truth.shape:
+        raise InputError(f"{folder}, {image_id}: static SSDD is {refined.shape}, its true mask {truth.shape}")
+    return truth, refined
+
+
+def flags_by_spread(how: Integration, spreads: Spreads, reading: str) -> dict[str, float]:
+    """What makes mode 1 follow a reading by its mean and spread, where the bias favours the advice."""
+    own = by_mean_and_spread(how, reading, *spreads.of(reading))
+    return {"map_weight": own.weight, "seed_bias": own.bias}
 
 
 def network_figures(config: Config) -> dict[str, float]:
@@ -221,6 +249,10 @@ def as_markdown(results: dict[str, dict], seen: str) -> str:
             f"{out}: σ(d_K) − σ(d_A) spreads by {r['spread']:.3f} where the masks differ; maps by their spread: "
             f"--map_weight={r['map_weight']:.3g}."
         )
+        lines.append(f"{out}: bias by kept classes: --seed_bias={r['bias_by_kept_classes']:.3g}.")
+        for reading, flags in r["flags"].items():
+            given = " ".join(f"--{name}={value:.3g}" for name, value in flags.items())
+            lines.append(f"{out}: by mean and spread: --reading={reading} {given}.")
         if r["bias"]:
             best = r["bias"]["best_on_first_half"]
             there = r["bias"]["sweep_of_second_half"]
@@ -235,15 +267,24 @@ def step_as_markdown(judged: list[dict]) -> list[str]:
     """Of one adviser: where it differs from what it was asked about, and what its maps know of that."""
     k, a = judged[0]["pair"]
     lines = ["", f"| of the pixels where {k} and {a} differ | % |", "|---|---|"]
-    for name in (f"{k} right", f"{a} right", *COMPARED):
+    pixels = judged[0]["pixels"]
+    for name in (name for name in pixels if name not in ("differ", "bias overruled")):
         shown = [r["pixels"][name] / r["pixels"]["differ"] if r["pixels"]["differ"] else None for r in judged]
         lines.append(f"| {name if 'right' in name else f'{name} right'} | {mean_and_spread(shown)} |")
     shown = [r["pixels"]["bias overruled"] / max(r["pixels"]["differ"], 1) for r in judged]
     lines.append(f"| the difference maps overrule the bias | {mean_and_spread(shown)} |")
     change = [mean_and_spread([r["change"][n] for r in judged]) for n in range(2)]
     detection = mean_and_spread([r["detection"] for r in judged])
+    areas = [r["readings"] for r in judged]
+    columns = list(areas[0][READINGS[0]])
+    table = [f"| reading: area as a sign that {a} is right | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for reading in READINGS:
+        cells = [mean_and_spread([area[reading][kind] for area in areas]) for kind in columns]
+        table.append(f"| {reading} | {' | '.join(cells)} |")
     return [
         *lines,
+        "",
+        *table,
         "",
         "Area under the ROC curve (50: it knows nothing) of the difference maps as a sign that "
         f"{k} and {a} differ: d_K {change[0]}, d_A {change[1]}; of σ(d_K) − σ(d_A) as a sign that {a} is right: "

@@ -11,23 +11,20 @@ stopped. Ends with study.md and study.json, and with the tables of tools.seed_ri
 """
 
 import json
-import os
-import shlex
-import subprocess
-import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
+from datasets.linked import link_with_lists
 from datasets.samples.seeds import SeedSamples
-from datasets.voc import CLASSES_FILE, list_path, read_ids
+from datasets.voc import list_path, read_ids
 from engine import seeds, stages
+from engine.commands import Job, minutes_of_work, run_all, run_command
 from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
 from settings.config import Config
@@ -88,17 +85,6 @@ def switched(config: Config) -> dict[str, Variant]:
     return variants(config) | parts(config)
 
 
-@dataclass(frozen=True)
-class Job:
-    """Commands that run one after the other, once another job is done."""
-
-    name: str
-    config: Config
-    commands: list[list[str]]
-    after: str = ""
-    first: int = 0  # the mode that it begins with; the results of those before it are the base's
-
-
 def jobs(config: Config, seeds: int, variant_seeds: int) -> list[Job]:
     """Every job stands after the one that it needs."""
     bases, rest = [], []
@@ -121,7 +107,8 @@ def jobs(config: Config, seeds: int, variant_seeds: int) -> list[Job]:
             other = replace(own, modelid=name, **variant.fields)
             modes = stages.SSDD[variant.first :]
             commands = [[*stages.arguments(other, m), *(EVERY_EPOCH if m == "mode 0" else ())] for m in modes]
-            rest.append(Job(f"seed{seed} {name}", other, commands, base, variant.first))
+            share = partial(share_with_base, Path(other.out), name, variant.first)
+            rest.append(Job(f"seed{seed} {name}", other, commands, base, share))
     return bases + rest
 
 
@@ -151,86 +138,8 @@ def hold_out(config: Config) -> str:
         config.train_split: [image_id for image_id in everything if image_id not in kept],
         "val": held,
     }
-    contents = {list_path(root, split): "".join(f"{i}\n" for i in ids) for split, ids in lists.items()}
-    for name in ("demo.json", CLASSES_FILE):
-        if (source / name).exists():
-            contents[root / name] = (source / name).read_text(encoding="utf-8")
-    for path, content in contents.items():
-        if path.exists() and path.read_text(encoding="utf-8") != content:
-            raise InputError(f"{path} is of other images than {source} now has: give another --out")
-    for folder in ("JPEGImages", "Annotations", "SegmentationClass"):
-        link = root / folder
-        if not link.is_symlink():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((source / folder).resolve())
-    for path, content in contents.items():
-        if not path.exists():
-            with atomic_write(path) as temporary:
-                temporary.write_text(content, encoding="utf-8")
+    link_with_lists(source, root, lists)
     return str(root)
-
-
-def run_all(out: Path, todo: list[Job], side_by_side: int) -> None:
-    """Run the jobs; what an earlier start has done with the same settings is not done again.
-
-    Raises:
-        InputError: a command failed; names its log. Jobs that have begun are finished first.
-    """
-    stop = Event()
-    futures: dict[str, Future] = {}
-
-    def one(job: Job) -> None:
-        # A job stands after the one that it needs, so that one has begun and this cannot wait for ever.
-        if job.after:
-            futures[job.after].result()
-        marker = out / "done" / f"{job.name.replace(' ', '_')}.json"
-        content = {"commands": job.commands, "config": json.loads(json.dumps(asdict(job.config)))}
-        if marker.exists():
-            stored = json.loads(marker.read_text(encoding="utf-8"))
-            if {key: stored.get(key) for key in content} == content:
-                return
-        if stop.is_set():
-            raise InputError("stopped")
-        started = time.perf_counter()
-        try:
-            share_with_base(Path(job.config.out), job.config.modelid, job.first)
-            for command in job.commands:
-                run_command(command, out / "output" / f"{job.name.replace(' ', '_')}.txt")
-        except BaseException:
-            stop.set()
-            raise
-        seconds = time.perf_counter() - started
-        with atomic_write(marker) as temporary:
-            temporary.write_text(json.dumps(content | {"seconds": seconds}, indent=1) + "\n", encoding="utf-8")
-        done = sum(future.done() for future in futures.values()) + 1
-        print(f"study: {job.name} in {seconds / 60:.1f} min, {done} of {len(todo)} jobs", flush=True)
-
-    with ThreadPoolExecutor(side_by_side) as pool:
-        for job in todo:
-            futures[job.name] = pool.submit(one, job)
-        try:
-            errors = [future.exception() for future in futures.values()]
-        except KeyboardInterrupt:
-            stop.set()
-            raise
-    first = next((e for e in errors if e is not None and str(e) != "stopped"), None)
-    if first is not None:
-        raise first
-
-
-def run_command(command: list[str], log: Path) -> None:
-    """Run a program of this repository on one thread; what it says goes to `log`.
-
-    Raises:
-        InputError: it failed.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with open(log, "a", encoding="utf-8") as file:
-        done = subprocess.run([sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, env=environment)
-    if done.returncode:
-        last = (log.read_text(encoding="utf-8").strip().splitlines() or [""])[-1]
-        raise InputError(f"`python {shlex.join(command)}` failed ({last.removeprefix('error: ')}); see {log}")
 
 
 def measure(config: Config, variant_seeds: int) -> dict:
@@ -345,9 +254,9 @@ def main(argv: list[str] | None = None) -> None:
     run_all(out, todo, arguments.jobs)
     minutes = (time.perf_counter() - started) / 60
 
-    seconds = sum(json.loads(path.read_text())["seconds"] for path in (out / "done").glob("*.json"))
+    work = minutes_of_work(out)
     if arguments.variant_seeds:
-        minutes_of = {"minutes_of_this_start": minutes, "minutes_of_all_jobs": seconds / 60}
+        minutes_of = {"minutes_of_this_start": minutes, "minutes_of_all_jobs": work}
         print(compared_networks(config, arguments.variant_seeds, minutes_of))
     runs = [str(out / f"seed{config.seed + n}") for n in range(arguments.seeds)]
     own = [f"--modelid={BASE}", "--voc-root", config.voc_root]
@@ -360,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
         with_networks = runs[: arguments.variant_seeds]
         run_command(["-m", "tools.paper_tables", *with_networks, *own, "--into", str(out / "tables")], tables)
         print(tables.read_text(encoding="utf-8"))
-    print(f"study: {len(todo)} jobs, {seconds / 60:.0f} min of work, {minutes:.0f} min since this start; all in {out}")
+    print(f"study: {len(todo)} jobs, {work:.0f} min of work, {minutes:.0f} min since this start; all in {out}")
 
 
 if __name__ == "__main__":

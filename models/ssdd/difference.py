@@ -74,10 +74,41 @@ def integrate(
     Reference:
         Shimoda and Yanai, ICCV 2019, section 3 (integration); signs as in the released program.
     """
-    w = weight * (torch.sigmoid(d_k) - torch.sigmoid(d_a)).detach().squeeze(1) + bias
+    return by_score(knowledge, advice, weight * map_score(d_k, d_a, knowledge, advice), flags, bias, bg)
+
+
+def by_score(knowledge: Tensor, advice: Tensor, score: Tensor, flags: Tensor, bias: float, bg: float) -> Tensor:
+    """`integrate` with any score N×h×w in place of the weighed σ(d_K) − σ(d_A)."""
+    w = score + bias
     w = w - bg * (knowledge == 0) + bg * (advice == 0) - _flag_at(flags, knowledge) + _flag_at(flags, advice)
     takes_advice = (w >= 0) & (advice != UNKNOWN) | (knowledge == UNKNOWN)
     return torch.where(takes_advice, advice, knowledge)
+
+
+def map_score(d_k: Tensor, d_a: Tensor, knowledge: Tensor, advice: Tensor, reading: str = "published") -> Tensor:
+    """What the difference maps say for the advice, N×h×w without gradient; 0 where both logits are 0.
+
+    Args:
+        reading: "published": σ(d_K) − σ(d_A). The others are ours, of the same slope where both logits are 0.
+            "logits": (d_K − d_A)/4. The prior of a change falls out of it, and sure maps do not saturate.
+            "calibrated": the loss counts changed and unchanged pixels alike, so σ(d) is no probability. With π, the
+            share of changed pixels of the image, which the masks tell, σ(d + logit π) is one. The difference of both
+            is over 4·π·(1 − π), so that it is the published reading where π is ½.
+            "apart": as published where the advice says background; σ(d_K) − ½ where it shows an object, as d_A knows
+            little of what grows.
+    """
+    d_k, d_a = d_k.detach().squeeze(1), d_a.detach().squeeze(1)
+    if reading == "logits":
+        return (d_k - d_a) / 4
+    if reading == "calibrated":
+        changed = difference_map(knowledge, advice).sum((1, 2, 3))
+        known = known_in_both(knowledge, advice).sum((1, 2, 3)).clamp(min=1)
+        prior = (changed / known).clamp(1e-3, 1 - 1e-3)[:, None, None]
+        shift = torch.logit(prior)
+        return (torch.sigmoid(d_k + shift) - torch.sigmoid(d_a + shift)) / (4 * prior * (1 - prior))
+    if reading == "apart":
+        d_a = torch.where(advice == 0, d_a, 0)
+    return torch.sigmoid(d_k) - torch.sigmoid(d_a)
 
 
 def _flag_at(flags: Tensor, mask: Tensor) -> Tensor:

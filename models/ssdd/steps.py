@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from models.ssdd.ddnet import DDNet
 from models.ssdd.difference import (
+    by_score,
     cross_entropy,
     dynamic_segmentation_loss,
     integrate,
+    map_score,
     missing_class_flags,
     pair_difference_loss,
     seed_difference_loss,
@@ -30,6 +32,7 @@ class Integration(NamedTuple):
     poster_flags: bool = False  # for the integration only; the difference loss always skips images that lost a class
     weight: float = 1.0  # factor on σ(d_K) − σ(d_A)
     parts: str = "both"  # that choose: "maps", "flags", "both", or none: always "knowledge" or always "advice"
+    reading: str = "published"  # of the maps, see models.ssdd.difference.map_score
 
 
 class ModuleResult(NamedTuple):
@@ -70,7 +73,8 @@ def chosen(knowledge: Tensor, advice: Tensor, d_k: Tensor, d_a: Tensor, flags: T
         d_k = d_a = torch.zeros_like(d_k)
     if how.parts == "maps":
         flags = torch.zeros_like(flags)
-    return integrate(knowledge, advice, d_k, d_a, flags, how.bias, how.bg, how.weight)
+    score = how.weight * map_score(d_k, d_a, knowledge, advice, how.reading)
+    return by_score(knowledge, advice, score, flags, how.bias, how.bg)
 
 
 def integrated_in_turn(

@@ -68,7 +68,8 @@ def seed_integration(config: Config) -> Integration:
 
 def _integration(config: Config, bias: float, bg: float) -> Integration:
     sign = 1 if config.bias_favours == "advice" else -1
-    return Integration(sign * bias, bg, config.flag_rule == "poster", config.map_weight, config.integration)
+    poster = config.flag_rule == "poster"
+    return Integration(sign * bias, bg, poster, config.map_weight, config.integration, config.reading)
 
 
 def pair_samples(
