@@ -127,7 +127,7 @@ def demo() -> Config:
         icd_crop=97,
         icd_scales=(0.75, 1.0, 1.25),
         icd_side=145,
-        icd_epochs=15,
+        icd_epochs=80,
         icd_batch=16,
         icd_lr=1e-2,
     )
