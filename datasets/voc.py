@@ -103,9 +103,8 @@ def read_ids(root: str | Path, split: str) -> list[str]:
             match = _LIST_LINE.match(line.strip())
             if match is None:
                 raise InputError(f"{path}, line {number}: {line.strip()[:60]!r} is not an image id")
-            first = ids.setdefault(match["id"], number)
-            if first != number:
-                raise InputError(f"{path}, line {number}: {match['id']} is there already, in line {first}")
+            if ids.setdefault(match["id"], number) != number:
+                raise InputError(f"{path}, line {number}: {match['id']} is there already, in line {ids[match['id']]}")
     if not ids:
         raise InputError(f"{path} lists no image")
     return list(ids)
@@ -176,11 +175,8 @@ def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
 def check_pixels(root: str | Path, ids: list[str], most: int, way_out: str = "a higher --most-pixels") -> None:
     """Refuse photographs that would fill the memory, before a long run: label making keeps maps of their size.
 
-    Args:
-        way_out: what else to give than a smaller photograph.
-
     Raises:
-        InputError: one has more than `most` pixels, is missing, or no picture.
+        InputError: one has more than `most` pixels (`way_out`: what else helps than shrinking it), or cannot be read.
     """
     for image_id in ids:
         height, width = image_size(root, image_id)
