@@ -118,19 +118,24 @@ def paint(instances: Instances, picture: Picture, overlap: str = "smaller", crow
         if is_crowd and crowd == "out":
             continue
         try:
-            region = decode_region(annotation["segmentation"], picture.size)
+            region = _encoded(annotation["segmentation"], picture.size)
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
             where = f"annotation {annotation.get('id')} of {picture.file_name}"
             raise InputError(f"{instances.path}: {where} has no usable outline ({error})") from None
         if is_crowd and crowd == "ignore":
-            mask[region] = IGNORE
+            _fill(mask, region, IGNORE)
         else:
             painted.append((region, instances.index[annotation["category_id"]]))
     if overlap == "smaller":
-        painted.sort(key=lambda one: -int(one[0].sum()))
+        painted.sort(key=lambda one: -int(rle.area(one[0])))
     for region, index in painted:
-        mask[region] = index
+        _fill(mask, region, index)
     return mask
+
+
+def _fill(mask: np.ndarray, region: dict, index: int) -> None:
+    """Paint a region of a mask, in runs till now, as those of a large picture would fill the memory together."""
+    mask[rle.decode(region).astype(bool)] = index
 
 
 def _encoded(outline: list | dict, size: tuple[int, int]) -> dict:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from datasets.demo_objects import BODY, OBJECTS, Shape, Sketch
 from datasets.errors import InputError, program
-from datasets.files import atomic_write, read_bytes
+from datasets.files import atomic_write, read_bytes, remove_partial
 from datasets.voc import CLASSES, IGNORE, LARGEST_LIST, image_path, mask_path, write_mask
 from settings.flags import Parser
 
@@ -363,6 +363,8 @@ def _make_one(index: int, root: Path, seed: int) -> None:
 def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0) -> None:
     """Write `train` + `val` images with labels in VOC 2012 layout under root, unless they are there already.
 
+    Images of a larger set that was there before stay, but no list names them.
+
     Raises:
         InputError: the folder holds other photographs (their lists would be lost), or cannot be written to.
     """
@@ -383,10 +385,7 @@ def make_demo(root: str | Path, train: int = 400, val: int = 120, seed: int = 0)
     if any("demo_" not in path.name for path in root.glob("JPEGImages/*")) or any(b"demo_" not in i for i in listed):
         raise InputError(f"{root} holds or lists photographs that are not the demo's; name an empty folder")
     marker.unlink(missing_ok=True)
-    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml"), ("SegmentationClass", "png")):
-        for path in root.glob(f"{folder}/*demo_[0-9][0-9][0-9][0-9][0-9][0-9].{suffix}"):
-            if path not in wanted:
-                path.unlink()
+    remove_partial(root)
     job = partial(_make_one, root=root, seed=seed)
     if len(indices) < 32:
         for index in indices:

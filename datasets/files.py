@@ -1,5 +1,6 @@
 """Writing files so that a reader never meets a half-written one, and reading files that strangers made."""
 
+import hashlib
 import os
 import stat
 import zipfile
@@ -8,9 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from datasets.errors import InputError
+from datasets.errors import MACHINE_FAULTS, InputError
 
 PARTIAL = ".partial-"
+_LARGEST_FILE = 1 << 36
 _LARGEST_DIRECTORY = 1 << 20  # bytes, of a zip archive; about 10,000 parts
 
 
@@ -45,28 +47,53 @@ def remove_partial(folder: Path) -> None:
             path.unlink()
 
 
-def open_regular(path: str | Path, most: int) -> BinaryIO:
+@contextmanager
+def open_regular(path: str | Path, most: int) -> Iterator[BinaryIO]:
     """Open a file for reading if it is one: not a pipe, on which reading would wait for ever, nor a device.
+
+    What its reader, the body, takes for damage must not be a fault of the machine: that becomes an InputError here.
 
     Args:
         most: bytes that it may have.
 
     Raises:
-        OSError: it is missing, cannot be read, is no regular file, or larger.
+        OSError: it is missing, no regular file, or larger.
+        InputError: it may be whole, but this machine cannot read it now.
     """
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-        file.close()
-        kind = f"{status.st_size} bytes, at most {most} make sense" if stat.S_ISREG(status.st_mode) else "no file"
-        raise OSError(kind)
-    return file
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError("no file")
+            if status.st_size > most:
+                raise OSError(f"{status.st_size} bytes, at most {most} make sense")
+            yield file
+    except (OSError, MemoryError, RuntimeError) as error:
+        # torch has no error of its own for memory of the CPU.
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise InputError(f"{path} cannot be read: memory ran out") from None
+        if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        raise
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
     """The content of a regular file of at most `most` bytes; raises like `open_regular`."""
     with open_regular(path, most) as file:
         return file.read()
+
+
+def content_digest(path: Path) -> str:
+    """16 hexadecimal digits that say what a file holds.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with open_regular(path, _LARGEST_FILE) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error})") from None
 
 
 def refuse_overwrite(written: Iterable[str | Path], read: Iterable[str | Path]) -> None:

@@ -251,6 +251,8 @@ def read_fields(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
                 raise ValueError(f"over {_MOST_FIELDS} fields")
             fields = {part.filename.removesuffix(".npy"): _array(part.filename, archive.read(part)) for part in parts}
             str(fields.get("made_by"))  # numpy fails at letters that do not exist
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except Exception as error:  # on damaged files numpy and zipfile raise nearly everything

@@ -82,7 +82,7 @@ def read_ids(root: str | Path, split: str) -> list[str]:
     """The image ids of ImageSets/Segmentation/`split`.txt, in the order of the file.
 
     Raises:
-        InputError: there is no VOC at `root`, no such list, an empty one, or a line that is no id.
+        InputError: there is no VOC at `root`, no such list, an empty one, a line that is no id, or an id twice.
     """
     root = Path(root)
     if not (root / "JPEGImages").is_dir():
@@ -97,16 +97,17 @@ def read_ids(root: str | Path, split: str) -> list[str]:
         raise InputError(f"{path} is missing: it must list the image ids of split '{split}', one a line") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a list of image ids ({error})") from None
-    ids = []
+    ids: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
             match = _LIST_LINE.match(line.strip())
             if match is None:
                 raise InputError(f"{path}, line {number}: {line.strip()[:60]!r} is not an image id")
-            ids.append(match["id"])
+            if ids.setdefault(match["id"], number) != number:
+                raise InputError(f"{path}, line {number}: {match['id']} is there already, in line {ids[match['id']]}")
     if not ids:
         raise InputError(f"{path} lists no image")
-    return ids
+    return list(ids)
 
 
 def list_path(root: str | Path, split: str) -> Path:
@@ -171,18 +172,18 @@ def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
     return decode(image_path(root, image_id), lambda image: (image.height, image.width), scans=False)
 
 
-def check_pixels(root: str | Path, ids: list[str], most: int) -> None:
+def check_pixels(root: str | Path, ids: list[str], most: int, way_out: str = "a higher --most-pixels") -> None:
     """Refuse photographs that would fill the memory, before a long run: label making keeps maps of their size.
 
     Raises:
-        InputError: one has more than `most` pixels, is missing, or no picture.
+        InputError: one has more than `most` pixels (`way_out`: what else helps than shrinking it), or cannot be read.
     """
     for image_id in ids:
         height, width = image_size(root, image_id)
         if height * width > most:
             raise InputError(
                 f"{image_path(root, image_id)} has {width}×{height} pixels, at most {most} are taken: shrink it "
-                "(`python -m tools.import_images` does), or give a higher --most-pixels"
+                f"(`python -m tools.import_images` does), or give {way_out}"
             )
 
 

@@ -181,6 +181,8 @@ def load(path: str | Path) -> Any:
             content = (_read_archive if start == b"PK\3\4" else _read_old)(file, size, tensors)
             if tensors.storages:
                 raise ValueError(f"{len(tensors.storages)} of its storages are missing")
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except Exception as error:  # on damaged files nearly everything is raised

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from datasets.errors import InputError
 from datasets.files import atomic_write
 from datasets.transforms import MEAN, STD
-from datasets.voc import CLASSES
+from datasets.voc import CLASSES, class_names
 from datasets.weights import load
 from models.vgg16 import from_any_names
 from settings.config import FIELDS, Config, from_stored
@@ -63,6 +63,20 @@ def load_description(path: str | Path) -> tuple[Config, tuple[str, ...]]:
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: its Config or classes cannot be used ({type(error).__name__}: {error})") from None
     return config, classes
+
+
+def need_classes(path: str | Path, root: str | Path) -> None:
+    """Refuse weights of other classes, or of another order of them, than the data set at `root` has.
+
+    A bare state dict names none. With as many as VOC has it is taken for VOC's; otherwise the order must be believed,
+    and their number is checked when the network is filled.
+
+    Raises:
+        InputError: see above; or the file is damaged.
+    """
+    known, classes = load_description(path)[1], class_names(root)
+    if known != classes and (len(classes) == len(CLASSES) or _described(load(path))):
+        raise InputError(f"{path} knows other classes ({' '.join(known)[:200]}) than {root} has")
 
 
 def system_of(path: str | Path) -> str:

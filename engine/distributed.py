@@ -236,17 +236,28 @@ def faults(batch_flag: str, batch: int) -> Iterator[None]:
         batch_flag, batch: the flag that takes less memory when smaller, and its value.
     """
     try:
-        yield
+        with lost_process():
+            yield
     except RuntimeError as error:
         reason = str(error)
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
             less = f"{batch_flag}={batch // 2}" if batch > 1 else "smaller sizes or --device=cpu"
             raise InputError(f"out of memory with {batch_flag}={batch}: try {less}; what is done is kept") from None
-        if processes() > 1 and (isinstance(error, dist.DistError) or "gloo" in reason or "Connection" in reason):
-            raise InputError(LOST) from None
-        if "DataLoader worker" in reason:
+        if "DataLoader worker" in reason or "Too many open files" in reason:
             said = reason.splitlines()[0]
             raise InputError(f"{said}; what is done is kept. If memory ran out, give a smaller --workers") from None
+        raise
+
+
+@contextmanager
+def lost_process() -> Iterator[None]:
+    """Turns the loss of another process, with which the body exchanges tensors, into an InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        met = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Connection"))
+        if processes() > 1 and met:
+            raise InputError(LOST) from None
         raise
 
 
@@ -268,12 +279,13 @@ def data_parallel(step: nn.Module, device: torch.device) -> nn.Module:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is too new for most
     # No buffer that matters differs: BatchNorm is frozen or learns each process's own, and the first one's are saved.
-    return DistributedDataParallel(
-        step,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
+    with lost_process():
+        return DistributedDataParallel(
+            step,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
 
 
 def compute_deterministically() -> None:

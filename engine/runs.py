@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from datasets.errors import InputError
-from datasets.files import atomic_write, is_config, open_regular, read_bytes, remove_partial
+from datasets.files import atomic_write, content_digest, is_config, read_bytes, remove_partial
 from datasets.voc import CLASSES_FILE, annotation_path, check_pixels, image_path, list_path, read_ids
 from engine import distributed, locks, stages
 from settings import crf
+from settings.common import LARGEST_INPUT
 from settings.config import Config, from_stored, settings_of
 
 _LARGEST_CONFIG = 1 << 20
@@ -22,7 +23,7 @@ PICTURES = "pictures"  # the photographs, among what a stage was made from
 
 
 def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
-    """Write the Config beside what a stage makes; refuse a folder that other settings or inputs have filled.
+    """Write the Config beside what a stage makes; refuse a folder that other settings, inputs or programs have filled.
 
     With `config.fresh` the old folder is moved aside first. The first process does this, the others wait. Until the
     process ends the folder is locked, and what it is made from is kept as it is.
@@ -33,8 +34,8 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
             made from in turn, and others' masks, known by their content.
 
     Raises:
-        InputError: the folder's Config differs, another run works in it or fills an input, or inputs are of another
-            preset, recipe or width, or lie in the folder.
+        InputError: the folder's Config differs or is gone, another run works in it or fills an input, or inputs are of
+            another preset, recipe or width, or lie in the folder.
     """
     if distributed.rank() == 0:
         _claim(folder, config, stage, made_from)
@@ -132,6 +133,11 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
                 "give --fresh, which moves it aside, or another --out or --modelid"
             )
         return
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} holds files, but no config.json, which says what made them: "
+            "give --fresh, which moves it aside, or another --out or --modelid"
+        )
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
 
@@ -193,25 +199,17 @@ def digest(path: Path) -> str:
     if path.is_dir():
         # Masks, or regions, which have a file or a folder an image.
         found = sorted(file for file in path.rglob("*") if file.suffix in (".png", ".npz", ".json"))
-        names = "".join(f"{file.relative_to(path)} {_digest(file)}\n" for file in found)
+        names = "".join(f"{file.relative_to(path)} {content_digest(file)}\n" for file in found)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
-    return _digest(path)
+    return content_digest(path)
 
 
 def digest_of(paths: Iterable[Path]) -> str:
     """What some files hold, with their names; a missing one counts as missing."""
     total = hashlib.sha256()
     for path in paths:
-        total.update(f"{path.name} {_digest(path) if path.exists() else 'missing'}\n".encode())
+        total.update(f"{path.name} {content_digest(path) if path.exists() else 'missing'}\n".encode())
     return total.hexdigest()[:16]
-
-
-def _digest(path: Path) -> str:
-    try:
-        with open_regular(path, 1 << 36) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error})") from None
 
 
 def picture_digest(root: str, image_id: str) -> str:
@@ -227,15 +225,21 @@ def pictures_digest(config: Config, split: str) -> str:
     return hashlib.sha256(total.encode()).hexdigest()[:16]
 
 
-def image_ids(config: Config, split: str) -> list[str]:
+def image_ids(config: Config, split: str, scales: str = "") -> list[str]:
     """The images of a list, none of which is too large to work with.
+
+    Args:
+        scales: the setting of the scales, relative to the image, at which a network is given each.
 
     Raises:
         InputError: there is no such list, or one of its photographs is missing, no picture, or too large.
     """
     ids = read_ids(config.voc_root, split)
     if distributed.rank() == 0:
-        check_pixels(config.voc_root, ids, config.most_pixels)
+        limits = [(config.most_pixels, "a higher --most-pixels")]
+        if scales:
+            limits.append((int(LARGEST_INPUT / max(getattr(config, scales)) ** 2), f"smaller --{scales}"))
+        check_pixels(config.voc_root, ids, *min(limits))
     return ids
 
 

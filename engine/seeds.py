@@ -1,7 +1,10 @@
 """Seed sources by name: what stands for an image's mask, and who makes it."""
 
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+
+import numpy as np
 
 from datasets.errors import InputError
 from datasets.seed_store import load_maps, read_seed, seed_path
@@ -83,6 +86,26 @@ def pair(config: Config) -> dict[str, SeedSource]:
         if other != flag:
             raise InputError(f"{other} and {flag} are the same: name different seed sources")
     return found
+
+
+def need_pair(config: Config, ids: list[str]) -> dict[str, SeedSource]:
+    """`pair`, each of which is complete, and masks of others no copy of another one's.
+
+    Raises:
+        InputError: see `pair` and `need`; or two are the same masks under two names.
+    """
+    found = pair(config)
+    for source in found.values():
+        need(config, source, ids)
+    for one, other in combinations(found.values(), 2):
+        if not (one.stage and other.stage) and all(_same_mask(config, one, other, image_id) for image_id in ids):
+            raise InputError(f"{one.name} and {other.name} hold the same masks: name different seed sources")
+    return found
+
+
+def _same_mask(config: Config, one: SeedSource, other: SeedSource, image_id: str) -> bool:
+    size = image_size(config.voc_root, image_id)
+    return np.array_equal(*(read_seed(source.folder, image_id, size).mask() for source in (one, other)))
 
 
 def need(config: Config, seeds: SeedSource, ids: list[str]) -> None:

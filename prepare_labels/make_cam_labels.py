@@ -31,8 +31,9 @@ STAGE = "make_cam_labels"
 
 def run(config: Config) -> None:
     device = distributed.start(config.device)
-    ids = runs.image_ids(config, config.train_split)
+    ids = runs.image_ids(config, config.train_split, "cam_scales")
     weights = runs.start_weights(config, "train_cls")
+    checkpoint.need_classes(weights, config.voc_root)
     folders = [stages.folder(config, STAGE, which) for which in range(3)]
     foreground = len(class_names(config.voc_root)) - 1
     classifier = Classifier(foreground, config.width, config.dropout, config.backbone_dilation)

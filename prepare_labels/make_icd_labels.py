@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.errors import InputError, program
+from datasets.errors import program
 from datasets.saliency import read_saliency
 from datasets.transforms import as_tensor
 from datasets.voc import (
@@ -46,9 +46,7 @@ def run(config: Config) -> None:
     if config.saliency and distributed.rank() == 0:
         check_pictures(config.saliency, config.voc_root, ids, "L", "saliency maps")
     weights = runs.start_weights(config, "train_icd")
-    trained = tuple(checkpoint.load(weights).get("classes", ()))  # bare state dicts do not say
-    if trained and trained != class_names(config.voc_root):
-        raise InputError(f"{weights} knows other classes ({' '.join(trained)[:200]}) than {config.voc_root} has")
+    checkpoint.need_classes(weights, config.voc_root)
     folders = [stages.folder(config, stage, which) for which in range(len(stages.STAGES[stage].folders))]
     classes = len(class_names(config.voc_root))
     network = IcdNetwork(classes - 1, config.icd_width, config.icd_batchnorm)

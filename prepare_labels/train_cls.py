@@ -35,8 +35,8 @@ def run(config: Config) -> None:
     ids = runs.image_ids(config, config.train_split)
     path = stages.label_network(config, STAGE)
     torch.manual_seed(config.seed)
-    classes = len(class_names(config.voc_root)) - 1
-    classifier = Classifier(classes, config.width, config.dropout, config.backbone_dilation)
+    classes = class_names(config.voc_root)
+    classifier = Classifier(len(classes) - 1, config.width, config.dropout, config.backbone_dilation)
     if config.weights:
         checkpoint.load_into(classifier, config.weights, new=("fc8.",))
     made_from = [Path(config.weights)] if config.weights else []
@@ -63,7 +63,7 @@ def run(config: Config) -> None:
         if epoch == config.epochs - 1 and not config.weights:
             average_statistics_anew(classifier)
         if epoch == config.epochs and distributed.rank() == 0:
-            checkpoint.save_weights(path, classifier)
+            checkpoint.save_weights(path, classifier, config, classes)
 
     training = Training(
         title="classifier",

@@ -7,6 +7,7 @@ Writes script/*.html in the run's --out folder and prints the path to open. The 
 their end and every few minutes. The pages link to the run's pictures, so they belong beside it.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -37,6 +38,8 @@ PAGES: dict[str, tuple[str, Callable[[Config, Path], dict]]] = {
 }
 TITLES = {name: title for name, (title, _) in PAGES.items()}
 SECONDS_BETWEEN = 300
+# What a page meets in notes and arrays that are no longer what this program wrote.
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, EOFError, FileNotFoundError)
 _made_at = time.monotonic()
 
 
@@ -54,6 +57,11 @@ def make_pages(config: Config, names: Iterable[str] = PAGES) -> Path:
                 data = make(config, folder)
             except InputError as error:
                 data = {"view": "nothing", "reason": str(error)}
+            except DAMAGE as error:
+                why = f"{type(error).__name__}: {error}"
+                reason = f"{name}.html cannot be made, a file that it reads is damaged ({why})"
+                print(reason, file=sys.stderr)
+                data = {"view": "nothing", "reason": reason}
             write(name, data=data)
         elif not (folder / f"{name}.html").exists():
             write(name, data={"view": "nothing", "reason": "This part of the run has not started."})

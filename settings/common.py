@@ -10,6 +10,7 @@ from settings.field import (
     LEARNING,
     MACHINE,
     NONE,
+    PASSES,
     RECURSEED,
     RUN,
     SEGMENTING,
@@ -22,6 +23,7 @@ from settings.field import (
 
 CELL = 8  # pixels a side of a cell of the networks' feature maps; crops and stored grids are made of whole cells
 MOST_PIXELS = 1 << 22  # of a photograph; VOC's have 250,000
+LARGEST_INPUT = 1 << 24  # pixels that a network is given at once: such a photograph at twice its size
 PRESETS = ("voc", "coco", "demo")
 RECIPES = ("paper", "released")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -53,7 +55,7 @@ class Machine:
     """machine"""
 
     device: str = setting("auto", MACHINE, 20, NONE, "auto, cpu, cuda or cuda:N")
-    precision: str = setting("auto", RUN, PRECISIONS, NONE, "auto: bfloat16 where the device computes in it")
+    precision: str = setting("auto", RUN, PRECISIONS, PASSES, "auto: bfloat16 where the device computes in it")
     deterministic: bool = setting(False, MACHINE, SWITCH, NONE, "CUDA: training repeats itself, where torch can")
     compile: bool = setting(False, MACHINE, SWITCH, NONE, "the backbone of modes 0 to 4; the first step takes minutes")
     workers: int = setting(

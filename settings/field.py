@@ -18,6 +18,10 @@ LEARNING = (*LABEL_TRAINING, *TRAINING)
 SEGMENTING = (*TRAINING, "mode 1", "mode 3")
 RECURSEED_MAKING = ("recurseed labels", "recurseed evaluate")
 RECURSEED = ("recurseed train", *RECURSEED_MAKING)
+PASSES = (  # over the images, which keep what is done
+    *("make_superpixels", *LABEL_MAKING, "make_icd_labels", "make_icd_saliency_labels"),
+    *("mode 1", "mode 3", *RECURSEED_MAKING),
+)
 BACKBONE = (*LABEL_TRAINING, *LABEL_MAKING, *SEGMENTING)
 
 TEXT = 4096  # characters: the bounds of paths and names

@@ -3,21 +3,27 @@
 import json
 import os
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import main_recurseed
 import main_ssdd
 from datasets import coco
 from datasets.errors import InputError
-from datasets.seed_store import load_maps, read_seed, save_maps, store_path
-from datasets.voc import image_path, mask_path, read_ids, write_mask
-from engine import distributed, passes, runs, stages
+from datasets.seed_store import load_maps, read_seed, save_maps, seed_path, store_path
+from datasets.voc import CLASSES, image_path, mask_path, open_image, read_ids, write_mask
+from engine import checkpoint, distributed, passes, runs, stages
+from prepare_labels import make_cam_labels
+from script import make_pages
 from tests.conftest import as_flags, labels_folder
 from tests.test_bad_input import refused
-from tools import eval_masks, pack, predict, seed_rivals
+from tools import eval_masks, import_images, pack, predict, seed_rivals
+
+RECURSEED = [lambda flags, mode=m: main_recurseed.main([f"--mode={mode}", *flags]) for m in ("labels", "evaluate")]
 
 
 @pytest.mark.parametrize("name", ["seeds", "list", "annotation", "truth", "Config", "maps"])
@@ -155,3 +161,119 @@ def test_notes_of_a_folder_that_nobody_finished_are_not_taken_for_an_older_versi
             assert not left.to_do
     with passes.image_pass(own_run, "x", older, ids, done.__contains__, lambda: None, how="by its labels") as left:
         assert list(left.to_do) == ids
+
+
+@pytest.mark.parametrize("kind", [".npz", ".png"])
+def test_a_copy_of_an_own_seed_store_is_no_second_source(kind, own_run, tmp_path, capsys):
+    """Known by its masks, stored as they are or in another format."""
+    ids, copy = read_ids(own_run.voc_root, "train_aug"), tmp_path / "copy"
+    own = labels_folder(own_run, "out_aff")
+    for image_id in ids:
+        path, maps = copy / f"{image_id}{kind}", load_maps(store_path(own, image_id))
+        path.parent.mkdir(exist_ok=True)
+        if kind == ".npz":
+            shutil.copy(store_path(own, image_id), path)
+        else:
+            write_mask(path, maps.mask())
+    flags = [*as_flags(replace(own_run, modelid="twice", advice=f"masks:{copy}")), "--mode=0"]
+    assert "hold the same masks" in refused(main_ssdd.main, flags, tmp_path, capsys)
+    changed = seed_path(copy, ids[-1])
+    changed.unlink()
+    write_mask(changed.with_suffix(".png"), np.zeros_like(load_maps(store_path(own, ids[-1])).mask()))
+    main_ssdd.main(flags)
+
+
+def test_results_without_the_config_that_made_them_are_not_taken_over(own_run, tmp_path, capsys):
+    folder = stages.folder(own_run, "mode 1")
+    (folder / "config.json").unlink()
+    flags = ["--mode=1", *as_flags(replace(own_run, seed_bias=0.9))]
+    assert "no config.json" in refused(main_ssdd.main, flags, tmp_path, capsys)
+    main_ssdd.main([*flags, "--fresh"])
+    assert (folder / "config.json").exists() and folder.with_name(f"{folder.name}.old1").is_dir()
+
+
+def test_a_pass_goes_on_in_the_precision_in_which_it_began(own_run, tmp_path, capsys):
+    store_path(labels_folder(own_run, "out_cam"), read_ids(own_run.voc_root, "train_aug")[0]).unlink()
+    flags = as_flags(replace(own_run, precision="bfloat16"))
+    assert "precision float32, now bfloat16" in refused(make_cam_labels.main, flags, tmp_path, capsys)
+
+
+def test_an_image_counts_once(own_voc):
+    path = own_voc / "ImageSets" / "Segmentation" / "train.txt"
+    first = read_ids(own_voc, "train")[0]
+    path.write_text(path.read_text() + f"/JPEGImages/{first}.jpg /SegmentationClass/{first}.png\n")
+    with pytest.raises(InputError, match=rf"train\.txt, line 7: {first} is there already, in line 1"):
+        read_ids(own_voc, "train")
+
+
+def photos_of(own_voc: Path, tmp_path: Path) -> list[str]:
+    """Arguments of an import of the set's photographs."""
+    return [str(own_voc / "JPEGImages"), str(own_voc / "Annotations"), "--to", str(tmp_path / "own")]
+
+
+def test_an_import_goes_on_by_content_whatever_the_times_say(own_voc, tmp_path, monkeypatch, capsys):
+    flags, photos = photos_of(own_voc, tmp_path), own_voc / "JPEGImages"
+    first, second, *_, last = sorted(photos.iterdir())
+    kept = last.read_bytes()
+    last.write_bytes(b"no picture")
+    with pytest.raises(SystemExit):
+        import_images.main(flags)
+    last.write_bytes(kept)
+    shutil.copy(second, first)
+    os.utime(first, (1, 1))  # as `cp -p` and rsync leave it
+    photos.rename(own_voc / "renamed")
+    done = []
+    monkeypatch.setattr(import_images, "read_photo", lambda path: (done.append(path.name), open_image(path))[1])
+    import_images.main([str(own_voc / "renamed"), *flags[1:]])
+    assert done == [first.name, last.name]
+    assert (
+        image_path(tmp_path / "own", first.stem).read_bytes() == image_path(tmp_path / "own", second.stem).read_bytes()
+    )
+    assert "other pictures" not in capsys.readouterr().err
+
+
+def test_an_import_that_leaves_nothing_to_train_on_is_refused(own_voc, tmp_path, capsys):
+    flags = [*photos_of(own_voc, tmp_path), "--val=0.999"]
+    assert "--val=0.999: none of 9 pictures is left" in refused(import_images.main, flags, tmp_path, capsys)
+
+
+def test_pictures_of_seeds_are_those_of_the_source_that_a_run_names(own_run, tmp_path):
+    image_id = read_ids(own_run.voc_root, "train_aug")[0]
+    shown = []
+    for number in (3, 7):
+        folder = tmp_path / f"m{number}"
+        write_mask(folder / f"{image_id}.png", np.full((8, 8), number, np.uint8))
+        os.utime(folder / f"{image_id}.png", (1, 1))
+        make_pages.make_pages(replace(own_run, advice=f"masks:{folder}"), ["labels"])
+        (picture,) = (Path(own_run.out) / "script" / "labels").glob(f"{image_id}_masks*.png")
+        shown.append(picture.read_bytes())
+    assert shown[0] != shown[1]
+
+
+def test_regions_of_a_large_picture_are_painted_one_by_one():
+    side = 1000
+    outlines = [[[n, n, n + 300.0, n, n + 300, n + 300, n, n + 300]] for n in range(0, 600, 20)]
+    picture = coco.Picture("x", "x.jpg", (side, side), [{"category_id": 1, "segmentation": o} for o in outlines])
+    tracemalloc.start()
+    mask = coco.paint(coco.Instances(Path("x"), ("background", "cat"), {1: 1}, [picture]), picture)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mask.sum() > 300 * 300 and peak < 4 * side * side
+
+
+@pytest.mark.parametrize("setting", ["cam_scales", "recurseed_scales"])
+def test_scales_and_photographs_are_bounded_together(setting, own_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "LARGEST_INPUT", 200_000)
+    flags = as_flags(replace(own_run, **{setting: (1.0, 4.0)}))
+    for main in [make_cam_labels.main] if setting == "cam_scales" else RECURSEED:
+        assert f"smaller --{setting}" in refused(main, flags, tmp_path, capsys)
+
+
+def test_a_classifier_of_another_order_of_classes_is_refused(own_run, tmp_path, capsys):
+    (Path(own_run.voc_root) / "classes.txt").write_text("\n".join(reversed(CLASSES[1:])))
+    said = refused(make_cam_labels.main, [*as_flags(own_run), "--fresh"], tmp_path, capsys)
+    assert "knows other classes" in said
+    bare = tmp_path / "bare.pth"
+    checkpoint.save(bare, checkpoint.load_state(stages.label_network(own_run, "train_cls")))
+    said = refused(make_cam_labels.main, [*as_flags(own_run), "--fresh", f"--weights={bare}"], tmp_path, capsys)
+    assert "knows other classes" in said

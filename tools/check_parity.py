@@ -65,6 +65,11 @@ def check_file(path: Path, device: torch.device, dtype: torch.dtype) -> bool:
                 unchecked.discard(row.key)
     except KeyError as error:
         raise InputError(f"{path}: the input {error} is missing, so its arrays cannot be recomputed") from None
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(
+            f"{path}: its inputs are of other shapes or kinds than these functions take ({reason})"
+        ) from None
     for key in sorted(unchecked):
         print(f"  {key:20s} not checked  FAIL")
     return good and not unchecked

@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     folders = {}
     for given in arguments.sources:
         name, _, source = given.rpartition("=")
+        if (name or source) in folders:
+            raise InputError(f"{given}: {name or source} is named twice; give one of them another NAME=")
         folders[name or source] = Path(source) if Path(source).is_dir() else seeds.source(config, source).folder
     unknown = [name for name in arguments.compare or () if name not in folders]
     if unknown or len(set(arguments.compare or "ab")) < 2:

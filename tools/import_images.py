@@ -17,21 +17,23 @@ import io
 import math
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 from PIL import Image
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write, read_bytes, refuse_overwrite
+from datasets.files import atomic_write, content_digest, read_bytes, refuse_overwrite
 from datasets.pictures import ENDINGS, read_photo
 from datasets.voc import CLASSES_FILE, IGNORE, LARGEST_LIST, image_path, list_path, read_names
 from settings.common import MOST_PIXELS
 from settings.flags import Parser
 
 HEADINGS = ("file", "filename", "image", "name", "path")
+LARGEST_NOTES = 1 << 28
 SPLITS = ("train", "train_aug", "val")
-UNFINISHED = ".import"  # lies in a data set while it is being made, and says of which pictures
+UNFINISHED = ".import"  # lies in a data set while it is being made, and notes each picture and what was made of it
 # Neither a list of class names nor XML can hold them.
 UNFIT = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
@@ -95,21 +97,26 @@ def planned(photos: Path, labels: Path) -> tuple[dict[str, str], dict[str, list[
     return ids, found, len(pictures) - len(ids)
 
 
-def claim(root: Path, photos: Path) -> None:
-    """Begin a data set, or go on with one that a killed import of the same pictures left."""
-    marker, source = root / UNFINISHED, str(photos.resolve())
-    if marker.exists() and read_bytes(marker, 1 << 16).decode("utf-8", "replace") != source:
-        raise InputError(f"{root} holds an unfinished import of other pictures: give another --to, or remove it")
+def claim(root: Path, ids: dict[str, str]) -> dict[str, str]:
+    """Begin a data set, or go on with one that a killed import left; what it noted of its pictures, by id."""
+    marker = root / UNFINISHED
     if (root / "JPEGImages").exists() and not marker.exists():
         raise InputError(f"{root} is a data set already: give another --to, or remove it")
-    with atomic_write(marker) as temporary:
-        temporary.write_text(source, encoding="utf-8")
+    if not marker.exists():
+        with atomic_write(marker) as temporary:
+            temporary.touch()
+    notes = read_bytes(marker, LARGEST_NOTES).decode("ascii", "replace")
+    noted = dict(re.findall(r"^([\w-]+) ([0-9a-f]+ [0-9a-f]+)$", notes, re.M))
+    others = sorted(noted.keys() - ids.keys())
+    if others:
+        raise InputError(
+            f"{root} holds an unfinished import of other pictures (first {others[0]}): give another --to, or remove it"
+        )
+    return noted
 
 
 def import_picture(source: Path, target: Path) -> bool:
-    """Store a picture as JPEG unless it is there already; whether it was shrunk."""
-    if target.exists() and target.stat().st_mtime_ns > source.stat().st_mtime_ns:
-        return False
+    """Store a picture as JPEG; whether it was shrunk."""
     image = Image.fromarray(read_photo(source))
     factor = math.sqrt(MOST_PIXELS / (image.width * image.height))
     if factor < 1:
@@ -117,6 +124,19 @@ def import_picture(source: Path, target: Path) -> bool:
     with atomic_write(target) as temporary:
         image.save(temporary, format="JPEG", quality=95)
     return factor < 1
+
+
+def dealt(ids: Iterable[str], share: float) -> tuple[list[str], list[str]]:
+    """The ids to train on and those of val, a share of them that depends on their names alone.
+
+    Raises:
+        InputError: none is left to train on.
+    """
+    order = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode()).digest())
+    count = round(share * len(order))
+    if count == len(order):
+        raise InputError(f"--val={share}: none of {count} pictures is left to train on; give a smaller share")
+    return sorted(order[count:]), sorted(order[:count])
 
 
 def import_images(photos: Path, labels: Path, root: Path, share: float, skip_broken: bool = False) -> None:
@@ -138,11 +158,16 @@ def import_images(photos: Path, labels: Path, root: Path, share: float, skip_bro
     written = [*annotations.values(), *(image_path(root, image_id) for image_id in ids), root / CLASSES_FILE]
     written += [list_path(root, split) for split in SPLITS]
     refuse_overwrite(written, [labels, *labels.rglob("*.xml"), *(photos / name for name in found)])
-    claim(root, photos)
+    dealt(ids, share)
+    noted = claim(root, ids)
     broken, shrunk = [], 0
     for image_id, name in ids.items():
         try:
-            shrunk += import_picture(photos / name, image_path(root, image_id))
+            source, target = photos / name, image_path(root, image_id)
+            if not target.exists() or noted.get(image_id) != f"{content_digest(source)} {content_digest(target)}":
+                shrunk += import_picture(source, target)
+                with open(root / UNFINISHED, "a", encoding="ascii") as notes:
+                    notes.write(f"{image_id} {content_digest(source)} {content_digest(target)}\n")
         except InputError as error:
             print(error, file=sys.stderr)
             broken.append(image_id)
@@ -155,9 +180,7 @@ def import_images(photos: Path, labels: Path, root: Path, share: float, skip_bro
         raise InputError(f"{photos}: {len(broken)} of {len(ids)} pictures cannot be used, named above: {way_out}")
     kept = sorted(ids.keys() - set(broken))
     names = sorted({label for image_id in kept for label in found[ids[image_id]]})
-    order = sorted(kept, key=lambda image_id: hashlib.sha256(image_id.encode()).digest())
-    val = sorted(order[: round(share * len(order))])
-    train = sorted(set(kept) - set(val))
+    train, val = dealt(kept, share)
     with atomic_write(root / CLASSES_FILE) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     for split, members in zip(SPLITS, (train, train, val), strict=True):

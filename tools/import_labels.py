@@ -100,6 +100,8 @@ def read_maps(path: Path, kind: str, classes: np.ndarray, size: tuple[int, int])
                 maps = read_plain(file, claimed, dtype, shape, left)
             else:
                 maps = read_pickled(file, claimed, kind, classes, size, left)
+    except InputError:
+        raise
     except Exception as error:  # a damaged pickle can raise anything
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error
         message = f"{path} cannot be imported as {kind} maps ({str(reason)[:300]})"

@@ -249,6 +249,8 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.run.is_dir():
         raise InputError(f"{arguments.run} is no folder of a run")
     refuse_among_others(arguments.to)
+    if arguments.to.suffix != ".zip":
+        raise InputError(f"--to={arguments.to}: must end in .zip, it becomes an archive")
     masks = Path(arguments.what.removeprefix(stages.MASKS))
     refuse_overwrite([arguments.to.parent], [masks] if arguments.what.startswith(stages.MASKS) else [])
     refuse_overwrite([arguments.to], [arguments.what] if arguments.what.endswith(".pth") else [])

@@ -22,7 +22,7 @@ STAGE = "recurseed evaluate"
 
 def run(config: Config) -> None:
     device = distributed.start(config.device)
-    ids = runs.image_ids(config, config.split)
+    ids = runs.image_ids(config, config.split, "recurseed_scales")
     network, weights = trained_network(config, device)
     runs.claim(config, STAGE, [weights])
     folder = stages.folder(config, STAGE)

@@ -17,7 +17,7 @@ STAGE = "recurseed labels"
 
 def run(config: Config) -> None:
     device = distributed.start(config.device)
-    ids = runs.image_ids(config, config.train_split)
+    ids = runs.image_ids(config, config.train_split, "recurseed_scales")
     network, weights = trained_network(config, device)
     runs.claim(config, STAGE, [weights, *runs.training_data(config)])
     folders = [stages.folder(config, STAGE, which) for which in range(2)]

@@ -69,10 +69,8 @@ def trained_network(config: Config, device: torch.device) -> tuple[RecurSeedNetw
         InputError: there is none, or it is another network or knows other classes.
     """
     weights = runs.given_weights(config) or runs.last_checkpoint(config, "recurseed train", NETWORK)
-    trained, classes = checkpoint.load_description(weights)[1], class_names(config.voc_root)
-    if trained != classes:
-        raise InputError(f"{weights} knows other classes ({' '.join(trained)}) than {config.voc_root} has")
-    network = build(config, len(classes))
+    checkpoint.need_classes(weights, config.voc_root)
+    network = build(config, len(class_names(config.voc_root)))
     checkpoint.load_into(network, weights)
     layout = distributed.memory_format(device, config.width)
     return network.to(device, memory_format=layout).eval().requires_grad_(False), weights

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.errors import InputError
 from datasets.transforms import as_tensor
 from datasets.voc import (
-    class_names,
     image_path,
     open_image,
     read_image,
@@ -55,9 +53,7 @@ def run(config: Config) -> None:
         weights = runs.start_weights(config, "train_cls")
     else:
         weights = runs.last_checkpoint(config, "mode 4" if config.seed_source else "mode 2", "seg")
-    trained, classes = checkpoint.load_description(weights)[1], class_names(config.voc_root)
-    if trained != classes:
-        raise InputError(f"{weights} knows other classes ({' '.join(trained)}) than {config.voc_root} has")
+    checkpoint.need_classes(weights, config.voc_root)
     network = network_to_evaluate(config)
     checkpoint.load_into(network, weights, unused=("seg_sub.",))
     network.to(device, memory_format=layout).eval()

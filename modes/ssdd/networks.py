@@ -82,12 +82,9 @@ def pair_samples(
     """Samples of knowledge and advice, which must be there.
 
     Raises:
-        InputError: a source is unknown or not complete.
+        InputError: a source is unknown, not complete, or the same as another one.
     """
-    pair = seeds.pair(config)
-    for source in pair.values():
-        seeds.need(config, source, ids)
-    folders = {name: source.folder for name, source in pair.items()}
+    folders = {name: source.folder for name, source in seeds.need_pair(config, ids).items()}
     return SeedSamples(config.voc_root, ids, folders, config.crop, sides, jitter_and_flip, differences)
 
 

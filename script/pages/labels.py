@@ -15,7 +15,7 @@ from datasets.voc import class_names, image_path, mask_path, read_ids, read_mask
 from engine import seeds, stages
 from evaluation.metrics import confusion
 from script.pages.document import column
-from script.pages.masks import Stamped, grid, newer, save_small, scores, stamped
+from script.pages.masks import Stamped, grid, save_small, scores, stamped
 from settings.config import Config
 
 LEAST_CAM = 0.2  # of an object, where a CAM is judged
@@ -83,9 +83,7 @@ def _label_row(
         mask, peaks = seed_of(Path(file[0]), classes)
         row["size"] = mask.shape[::-1]
         there |= set(np.unique(mask).tolist())
-        picture = Path(made) / f"{image_id}_{name}.png"
-        if not newer(picture, file[1]):
-            save_small(picture, mask if peaks is None else scale_colours(peaks))
+        save_small(Path(made) / f"{image_id}_{name}.png", mask if peaks is None else scale_colours(peaks))
         row["grids"][name] = grid(mask)
         if truth is not None and truth.shape == mask.shape:
             judged = mask if peaks is None else np.where(peaks >= LEAST_CAM, mask, 0)

@@ -23,11 +23,6 @@ def stamped(path: Path) -> Stamped:
         return None
 
 
-def newer(path: Path, stamp: int) -> bool:
-    file = stamped(path)
-    return file is not None and file[1] >= stamp
-
-
 @cache
 def grid_of(path: str, stamp: int) -> str:
     """The grid of a mask's file; `stamp`: when it was written."""

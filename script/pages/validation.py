@@ -12,7 +12,7 @@ from datasets.voc import IGNORE, class_names, image_path, mask_path, read_ids, r
 from engine import stages
 from evaluation.metrics import confusion
 from script.pages.document import column
-from script.pages.masks import Stamped, grid, newer, save_wrong, scores, stamped
+from script.pages.masks import Stamped, grid, save_wrong, scores, stamped
 from settings.config import Config
 
 
@@ -60,8 +60,7 @@ def _validation_row(wrong: str, image_id: str, truth_file: Stamped, files: tuple
         counts = {key: confusion(truth, mask, classes) for key, mask in masks.items()}
         row["scores"] = {key: scores(found) for key, found in counts.items()}
         there = set(np.flatnonzero(counts["crf"].sum(axis=1) + counts["crf"].sum(axis=0)[:-1]).tolist())
-        if not newer(Path(wrong), max(truth_file[1], *(file[1] for file in files if file))):
-            save_wrong(Path(wrong), truth, masks["crf"])
+        save_wrong(Path(wrong), truth, masks["crf"])
     else:
         row["missing"] += ["truth", "wrong"]
         there = set(np.unique(masks["crf"]).tolist())
