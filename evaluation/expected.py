@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 VOC, COCO, DEMO = "voc", "coco", "demo"
 # Percent points. Published: "a point or two" is what re-runs of one program differ by. Embedded data: other processors
-# round otherwise (README.md).
-SLACK = {VOC: 2.0, COCO: 2.0, DEMO: 1.0}
+# round otherwise, and by that alone the same seeds of an earlier drawing differed by up to six points (README.md).
+SLACK = {VOC: 2.0, COCO: 2.0, DEMO: 4.0}
 # Images of the lists: VOC 2012 with SBD's; COCO 2014, all images and annotated ones; what datasets.demo draws.
 LISTS = {
     VOC: {"train_aug": (10_582,), "train": (1_464,), "val": (1_449,), "test": (1_456,)},
@@ -67,21 +67,13 @@ class Expected:
 
 _STAGE, _ICD_STAGE, _RECURSEED_STAGE = "make_aff_labels", "make_icd_labels", "recurseed evaluate"
 FIGURES = (
-    # Seeds 0, 1 and 2 (README.md), then the same on another processor with a slightly earlier version.
-    Expected(DEMO, "make_cam_labels", "cam", (49.9, 46.7, 47.4, 47.9, 50.0, 52.7), _OURS, background="best threshold"),
-    Expected(DEMO, _STAGE, "psa", (49.6, 48.1, 47.5, 50.4, 51.6, 54.9), _OURS, background=_POWERS),
-    Expected(
-        DEMO,
-        _STAGE,
-        "psa_crf",
-        (53.0, 49.8, 50.4, 55.1, 55.2, 58.1),
-        _OURS,
-        background=_POWERS,
-        crf="psa",
-    ),
-    Expected(DEMO, "mode 1", "ssdd", (55.2, 52.1, 51.9, 57.6, 56.7, 60.6), _OURS),
-    Expected(DEMO, "mode 3", MASK, (54.6, 51.2, 51.3, 53.2, 54.1, 57.3), _OURS, "val"),
-    Expected(DEMO, "mode 3", AFTER, (53.3, 50.9, 52.4, 55.3, 55.0, 58.1), _OURS, "val", crf="ssdd"),
+    # Seeds 0, 1 and 2 (README.md).
+    Expected(DEMO, "make_cam_labels", "cam", (50.8, 46.2, 50.8), _OURS, background="best threshold"),
+    Expected(DEMO, _STAGE, "psa", (49.3, 46.4, 50.8), _OURS, background=_POWERS),
+    Expected(DEMO, _STAGE, "psa_crf", (47.9, 46.4, 51.4), _OURS, background=_POWERS, crf="psa"),
+    Expected(DEMO, "mode 1", "ssdd", (50.2, 48.5, 52.7), _OURS),
+    Expected(DEMO, "mode 3", MASK, (51.8, 45.3, 51.8), _OURS, "val"),
+    Expected(DEMO, "mode 3", AFTER, (48.7, 41.0, 50.1), _OURS, "val", crf="ssdd"),
     Expected(VOC, _STAGE, "psa", (52.5,), f"{_SSDD}: re-implementation", background=_WALK),
     Expected(VOC, _STAGE, "psa", (58.1,), f"{_PSA}, as submitted", background=_WALK),
     Expected(VOC, _STAGE, "psa", (61.0,), _AUTHORS, background="powers 4, 32; walk 16"),

@@ -194,13 +194,11 @@ def test_samples_know_where_the_image_ends(tiny_voc):
 
 def test_rates_and_decay_of_the_groups(done):
     network = networks.build(done, 21)
-    groups = training.optimiser_of(done, network).param_groups
-    assert [(group["factor"], group["weight_decay"] > 0) for group in groups] == [
-        (1, True),
-        (1, False),
-        (10, True),
-        (10, False),
-    ]
+    for name, kind, faster in (("sgd", torch.optim.SGD, 10), ("adamw", torch.optim.AdamW, 1)):
+        optimiser = training.optimiser_of(replace(done, recurseed_optimiser=name), network)
+        groups = optimiser.param_groups
+        found = [(group["factor"], group["weight_decay"] > 0) for group in groups]
+        assert type(optimiser) is kind and found == [(1, True), (1, False), (faster, True), (faster, False)]
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
     halved = networks.build(replace(done, dropout=0.5), 21)
     assert [layer.p for layer in halved.modules() if isinstance(layer, torch.nn.Dropout)] == [0.25, 0.25, 0.05]

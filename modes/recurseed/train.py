@@ -101,16 +101,20 @@ def shares(result: StepResult) -> dict[str, Tensor]:
     return found
 
 
-def optimiser_of(config: Config, network: RecurSeedNetwork) -> torch.optim.SGD:
-    """SGD over the release's four groups: new layers learn faster, only weights decay."""
+def optimiser_of(config: Config, network: RecurSeedNetwork) -> torch.optim.Optimizer:
+    """SGD over the release's four groups, new layers learn faster; or AdamW with one rate for all. Only weights decay."""
     groups = parameter_groups(network)
+    from_scratch = config.recurseed_optimiser == "adamw"
+    faster = 1.0 if from_scratch else NEW_LAYERS
     chosen = [
         {"params": parameters, "factor": factor, "weight_decay": decay}
         for parameters, factor, decay in (
             (groups.backbone_weights, 1.0, config.recurseed_weight_decay),
             (groups.backbone_biases, 1.0, 0.0),
-            (groups.new_weights, NEW_LAYERS, config.recurseed_weight_decay),
-            (groups.new_biases, NEW_LAYERS, 0.0),
+            (groups.new_weights, faster, config.recurseed_weight_decay),
+            (groups.new_biases, faster, 0.0),
         )
     ]
+    if from_scratch:
+        return torch.optim.AdamW(chosen, lr=0, fused=True)
     return torch.optim.SGD(chosen, lr=0, momentum=config.recurseed_momentum, fused=True)
