@@ -107,8 +107,7 @@ def test_changed_weights_are_named_at_the_stage_that_left_them(stage, own_run, f
     folder = stages.folder(own_run, stage)
     path = folder / "weights.pth" if stage == "train_cls" else stages.checkpoint_path(folder, "seg", 1)
     content = checkpoint.load(path)
-    state = content["state_dict"] if stage == "mode 2" else content
-    state["conv1a.weight" if stage == "train_cls" else "seg_main.seg2.bias"] += 1
+    content["state_dict"]["conv1a.weight" if stage == "train_cls" else "seg_main.seg2.bias"] += 1
     torch.save(content, path)
     status, verdicts, cause = told(own_run, finished_run, capsys)
     assert status == 1 and verdicts[-1] == f"{stages.STAGES[stage].title}: not comparable"
@@ -117,7 +116,7 @@ def test_changed_weights_are_named_at_the_stage_that_left_them(stage, own_run, f
 
 def test_a_stage_that_started_from_other_weights_is_named(own_run, finished_run, tmp_path, capsys):
     other = tmp_path / "other.pth"
-    state = checkpoint.load(stages.label_network(own_run, "train_cls"))
+    state = checkpoint.load(stages.label_network(own_run, "train_cls"))["state_dict"]
     torch.save({key: value + 0.01 for key, value in state.items()}, other)
     make_cam_labels.main([*as_flags(replace(own_run, weights=str(other))), "--fresh"])
     status, verdicts, cause = told(own_run, finished_run, capsys)
@@ -184,7 +183,7 @@ def test_figures_name_stages_sources_and_crfs_that_exist():
     psa = [e for e in expected.FIGURES if e.what == "psa" and e.data == expected.VOC]
     assert expected.interval(psa) == (50.5, 63.0)
     drawn = replace(psa[0], data=expected.DEMO, figures=(50.0, 51.0))
-    assert expected.interval([drawn]) == (49.0, 52.0)
+    assert expected.interval([drawn]) == (46.0, 55.0)
     assert {e.data for e in expected.FIGURES if e.judged} == {expected.VOC, expected.COCO, expected.DEMO}
 
 
