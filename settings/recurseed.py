@@ -75,8 +75,8 @@ DEMO = {
     "recurseed_weight_decay": 1e-4,
     "recurseed_side": (144, 208),
     "recurseed_crop": 160,
-    "recurseed_from": 13,
-    "mix_from": 18,
+    "recurseed_from": 15,
+    "mix_from": 20,
     "recurseed_scales": (1.0, 1.25, 1.5),
 }
 
