@@ -17,6 +17,7 @@ from engine import distributed, locks, stages
 from settings import crf
 from settings.common import LARGEST_INPUT
 from settings.config import Config, from_stored, settings_of
+from settings.ssdd import INTEGRATION
 
 _LARGEST_CONFIG = 1 << 20
 PICTURES = "pictures"  # the photographs, among what a stage was made from
@@ -71,8 +72,10 @@ def _check_inputs(config: Config, made_from: list[Path]) -> None:
             continue
         locks.lock_for_reading(folder)
         stored = read_config(folder / "config.json")
-        # The labels are the same under both recipes.
-        same = ("preset", "width", *(["recipe"] if str(stored.get("stage")).startswith("mode") else []))
+        # The labels are the same under both recipes, and seeds are masks or maps, whatever network made them.
+        made_by = stages.STAGES.get(str(stored.get("stage")))
+        width = [] if made_by and made_by.seeds else ["width"]
+        same = ("preset", *width, *(["recipe"] if str(stored.get("stage")).startswith("mode") else []))
         refuse_others(folder, stored, config, same)
 
 
@@ -87,9 +90,45 @@ def refuse_others(folder: Path, stored: dict, config: Config, same: Sequence[str
 
 
 def need_same_pair(config: Config, folder: Path) -> None:
-    """Refuse what mode 0 or 1 made of another knowledge or advice than this run names."""
+    """Refuse what mode 1 made of another knowledge or advice than this run names."""
     if (folder / "config.json").exists():
         refuse_others(folder, read_config(folder / "config.json"), config, ("knowledge", "advice"))
+
+
+def need_same_seeds(folder: Path, sources: list[Path]) -> None:
+    """Refuse what mode 0 or 1 made of these seeds' folders if they have been made anew, or changed, since.
+
+    Raises:
+        InputError: names the folder of seeds.
+    """
+    if distributed.rank() or not is_config(folder / "config.json"):
+        return
+    now = _by_name({}, sources)
+    then = _as_now(read_config(folder / "config.json").get("made_from"), now)
+    for name, source in zip(now, sources, strict=True):
+        if then.get(name, now[name]) != now[name]:
+            raise InputError(f"{folder} was made from {source} before it was changed: make {folder} anew with --fresh")
+
+
+def _settings(config: Config, stage: str) -> list[str]:
+    """The settings that this stage's results depend on in this run."""
+    names = list(settings_of(stage))
+    if stage == "mode 0" and len(config.advisers) > 1:  # each one is asked about what those before it left
+        names += INTEGRATION
+    if stage == "mode 1" and config.precompute_augmented:  # by chance
+        names.append("seed")
+    return names
+
+
+def _by_name(others: dict[str, str], paths: list[Path]) -> dict[str, str]:
+    """`others`, and what each path is known by (`digest`) under its own name."""
+    found = dict(others)
+    for path in paths:
+        name = path.name
+        while name in found:
+            name = f"{name}, another"
+        found[name] = digest(path)
+    return found
 
 
 def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
@@ -101,13 +140,9 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
     split = config.split if stage == "mode 3" else config.train_split
     own = json.loads(json.dumps(asdict(config)))
     # What a pass over the images is made from it knows image by image (engine.passes).
-    own["made_from"] = {PICTURES: pictures_digest(config, split)} if stages.STAGES[stage].epochs else {}
-    for path in made_from:
-        name = path.name
-        while name in own["made_from"]:
-            name = f"{name}, another"
-        own["made_from"][name] = digest(path)
-    relevant = {name: own[name] for name in (*settings_of(stage), "made_from")}
+    pictures = {PICTURES: pictures_digest(config, split)} if stages.STAGES[stage].epochs else {}
+    own["made_from"] = _by_name(pictures, made_from)
+    relevant = {name: own[name] for name in (*_settings(config, stage), "made_from")}
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
     own["stage"] = stage
     own["crf_used"] = crf.used_by(stage, own)

@@ -13,6 +13,8 @@ STARTS = ("classifier", "static")
 PARTS = ("both", "maps", "flags", "knowledge", "advice")
 READINGS = ("published", "logits", "calibrated", "apart")
 CRFS = ("pydensecrf", "exact", "auto")
+# Settings of the integration that modes 0 and 2 train with.
+INTEGRATION = ("bias", "bg", "integration", "map_weight", "reading", "bias_favours", "flag_rule")
 
 
 @dataclass(frozen=True)

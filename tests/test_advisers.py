@@ -192,6 +192,34 @@ def test_maps_of_another_pair_are_refused(mode, own_run, capsys):
         assert "was made with --advice=psa_crf" in said or "was made with --knowledge=psa" in said
 
 
+@pytest.mark.parametrize("mode", [1, 2])
+def test_seeds_that_changed_after_the_mode_before_are_refused(mode, own_run, tmp_path, capsys):
+    ids = read_ids(own_run.voc_root, "train_aug")
+    masks = {image_id: read_mask(mask_path(own_run.voc_root, image_id)) for image_id in ids}
+    for image_id, mask in masks.items():
+        write_mask(tmp_path / "own" / f"{image_id}.png", mask)
+    config = replace(own_run, advice=f"masks:{tmp_path / 'own'}", modelid="changed", static_epochs=1)
+    for before in range(mode):
+        run(before, config)
+    write_mask(tmp_path / "own" / f"{ids[0]}.png", np.zeros_like(masks[ids[0]]))
+    said = refused(lambda flags: main_ssdd.main([f"--mode={mode}", *flags]), as_flags(config), own_run.out, capsys)
+    assert f"made from {tmp_path / 'own'} before it was changed" in said
+
+
+def test_what_several_advisers_and_chance_add_to_a_stage_counts(two, capsys):
+    """Later advisers are asked about what the integration left of the earlier ones; flips are drawn from the seed."""
+    run(0, two)
+    mirrored = replace(two, precompute_augmented=True)
+    run(1, mirrored)
+    for mode, other in (
+        (0, replace(two, bias=-0.4)),
+        (0, replace(two, reading="logits")),
+        (1, replace(mirrored, seed=5)),
+    ):
+        said = refused(lambda flags, m=mode: main_ssdd.main([f"--mode={m}", *flags]), as_flags(other), two.out, capsys)
+        assert "bias 0.4" in said or "reading published" in said or "seed 0" in said
+
+
 def test_maps_of_fewer_advisers_than_named_are_refused(two, capsys):
     run(0, two)
     run(1, two)

@@ -102,7 +102,7 @@ def shares(result: StepResult) -> dict[str, Tensor]:
 
 
 def optimiser_of(config: Config, network: RecurSeedNetwork) -> torch.optim.Optimizer:
-    """SGD over the release's four groups, new layers learn faster; or AdamW with one rate for all. Only weights decay."""
+    """Over the release's four groups: SGD, new layers learn faster; or AdamW, one rate for all. Only weights decay."""
     groups = parameter_groups(network)
     from_scratch = config.recurseed_optimiser == "adamw"
     faster = 1.0 if from_scratch else NEW_LAYERS
