@@ -1,7 +1,6 @@
 """Stages that go over the images once: what is done is kept, the rest is shared out, its files are written beside."""
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,17 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.files import read_bytes
 from engine import distributed, runs
 from engine.history import note_pass
 from engine.loading import Key
+from engine.notes import MADE_FROM, WITHDRAWN, add_notes, notes_of
 from engine.progress import progress
 from engine.workers import Workers, at_most_cores
 from settings.config import Config
-
-# In a stage's folder, a line an image: its id and what its photograph and annotation held when its files were made.
-MADE_FROM = "made_from.txt"
-WITHDRAWN = "0" * 16  # in place of what an image's files were made from, while they are made again
 
 
 @dataclass(frozen=True)
@@ -57,11 +52,6 @@ def write_and_note(notes: Path, note: dict[str, str], function: Callable, *argum
     """Make an image's files, then say what they are made from."""
     function(*arguments)
     add_notes(notes, note)
-
-
-def add_notes(notes: Path, made: dict[str, str]) -> None:
-    with open(notes, "a", encoding="utf-8") as file:
-        file.write("".join(f"{image_id} {what}\n" for image_id, what in made.items()))
 
 
 def made_from(root: str, image_id: str, how: str) -> str:
@@ -114,9 +104,3 @@ def image_pass(
     distributed.barrier()
     if distributed.rank() == 0:
         note_pass(folder, len(to_do), started)
-
-
-def notes_of(path: Path) -> dict[str, str]:
-    """What each image was made from, the last word on it; empty if there are no notes."""
-    text = read_bytes(path, 1 << 28).decode("utf-8", "replace") if path.exists() else ""
-    return dict(re.findall(r"^(\S+) ([0-9a-f]{16})$", text, re.M))

@@ -14,6 +14,7 @@ from datasets.errors import InputError
 from datasets.files import atomic_write, content_digest, is_config, read_bytes, remove_partial
 from datasets.voc import CLASSES_FILE, annotation_path, check_pixels, image_path, list_path, read_ids
 from engine import distributed, locks, stages
+from engine.notes import MADE_FROM, notes_of
 from settings import crf
 from settings.common import LARGEST_INPUT
 from settings.config import Config, from_stored, settings_of
@@ -43,7 +44,7 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
     distributed.barrier()
     if distributed.rank():
         locks.join(folder, distributed.rank())
-        _check_inputs(config, made_from)
+        _check_inputs(config, made_from, config.train_split)
 
 
 def claim(config: Config, stage: str, made_from: list[Path]) -> None:
@@ -61,7 +62,7 @@ def stage_folder(path: Path) -> Path | None:
     return next((folder for folder in near if is_config(folder / "config.json")), None)
 
 
-def _check_inputs(config: Config, made_from: list[Path]) -> None:
+def _check_inputs(config: Config, made_from: list[Path], split: str) -> None:
     """Hold what other stages left, and refuse it if they had another preset, recipe or width.
 
     What --weights names is the user's own choice, and has been read already.
@@ -77,6 +78,22 @@ def _check_inputs(config: Config, made_from: list[Path]) -> None:
         width = [] if made_by and made_by.seeds else ["width"]
         same = ("preset", *width, *(["recipe"] if str(stored.get("stage")).startswith("mode") else []))
         refuse_others(folder, stored, config, same)
+        if distributed.rank() == 0:
+            _need_current(config, folder, str(stored.get("stage")), split)
+
+
+def _need_current(config: Config, folder: Path, stage: str, split: str) -> None:
+    """Refuse an earlier stage's files of an image whose photograph or annotation has changed since."""
+    if stage not in stages.STAGES:
+        return
+    first = folder.with_name(Path(stages.STAGES[stage].folders[0]).name)  # of folders that are filled together
+    notes = notes_of((folder if len(stages.STAGES[stage].folders) == 1 else first) / MADE_FROM)
+    for image_id in read_ids(config.voc_root, split) if notes else ():
+        if notes.get(image_id) not in (None, picture_digest(config.voc_root, image_id)):
+            raise InputError(
+                f"{folder}: what it holds of {image_id} was made from another photograph or annotation than is there "
+                f"now; make it again first: python {stages.STAGES[stage].command}"
+            )
 
 
 def refuse_others(folder: Path, stored: dict, config: Config, same: Sequence[str]) -> None:
@@ -136,8 +153,8 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
         if path.is_dir() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             raise InputError(f"{path} is read here and would be written over: name another folder to read")
     locks.lock_for_writing(folder)
-    _check_inputs(config, made_from)
     split = config.split if stage == "mode 3" else config.train_split
+    _check_inputs(config, made_from, split)
     own = json.loads(json.dumps(asdict(config)))
     # What a pass over the images is made from it knows image by image (engine.passes).
     pictures = {PICTURES: pictures_digest(config, split)} if stages.STAGES[stage].epochs else {}

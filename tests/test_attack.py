@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import main_recurseed
 import main_ssdd
@@ -17,7 +18,7 @@ from datasets.errors import InputError
 from datasets.seed_store import load_maps, read_seed, save_maps, seed_path, store_path
 from datasets.voc import CLASSES, image_path, mask_path, open_image, read_ids, write_mask
 from engine import checkpoint, distributed, passes, runs, stages
-from prepare_labels import make_cam_labels
+from prepare_labels import make_aff_labels, make_cam_labels
 from script import make_pages
 from tests.conftest import as_flags, labels_folder
 from tests.test_bad_input import refused
@@ -145,6 +146,25 @@ def test_a_pass_that_is_cut_leaves_nothing_of_another_photograph(own_run):
     photo.write_bytes(before)
     with passes.image_pass(*same) as left:
         assert list(left.to_do) == ids[:1]
+
+
+@pytest.mark.parametrize(
+    ("program", "stale"),
+    [
+        (make_aff_labels.main, "out_cam"),
+        (lambda flags: main_ssdd.main(["--mode=1", *flags]), "out_aff"),
+        (lambda flags: main_ssdd.main(["--mode=2", *flags]), "out_aff"),
+    ],
+    ids=["PSA", "mode 1", "mode 2"],
+)
+def test_files_of_a_photograph_that_was_replaced_are_not_built_upon(program, stale, own_run, own_voc, capsys):
+    """Else what is made from the new photograph and the old file stays when the old file is made again."""
+    config = replace(own_run, voc_root=str(own_voc))
+    photo = image_path(config.voc_root, read_ids(config.voc_root, "train_aug")[0])
+    Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photo, quality=95)
+    shutil.rmtree(stages.folder(config, "mode 2"))
+    said = refused(program, as_flags(config), config.out, capsys)
+    assert stale in said and f"of {photo.stem} was made from another photograph" in said
 
 
 def test_notes_of_a_folder_that_nobody_finished_are_not_taken_for_an_older_versions(own_run, tmp_path):
