@@ -63,12 +63,13 @@ demo-large: .venv/installed
 	$(PARALLEL) main_ssdd.py --mode=1 $(FLAGS)
 	@echo; $(BIN)/python -m tools.seed_rivals $(OUT) --voc-root $(OUT)/VOC2012 --json $(OUT)/rivals.json
 
-# ICD on the data of `make demo`; OUT and SEED as there. Figures beside those of CAM and PSA, where these are there.
+# ICD on the data of `make demo`; OUT and SEED as there. It trains in one process with all threads: BatchNorm over all
+# images of a step would talk between processes at every layer, which halves its speed. Figures beside those of CAM and PSA, where these are there.
 OTHERS = $(if $(wildcard $(OUT)/prepare_labels/results/out_aff_crf),CAM=cam PSA=psa PSA+CRF=psa_crf)
 demo-icd: .venv/installed
 	$(BIN)/python -m datasets.demo $(OUT)/VOC2012
 	$(PARALLEL) -m prepare_labels.make_superpixels $(FLAGS)
-	$(PARALLEL) -m prepare_labels.train_icd $(FLAGS)
+	$(BIN)/python -m prepare_labels.train_icd $(FLAGS)
 	$(PARALLEL) -m prepare_labels.make_icd_labels $(FLAGS)
 	@echo; echo "Seeds, made from image-level labels only, on the training images; 255 (unknown) counts as wrong:"
 	@$(BIN)/python -m tools.eval_masks --voc-root $(OUT)/VOC2012 --split train --out $(OUT) ICD=icd ICD+CRF=icd_crf \

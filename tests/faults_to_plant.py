@@ -117,6 +117,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("precision ignored", "config.precision", '"float32"', PRECISION),
         ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0, seed', 'batch["small"], batch["knowledge"], seed', MODE_2),
         ("CRF on other images", 'batch["small"], m', 'batch["small"].flip(2), m', MODE_2),
+        ("changed seeds taken", "    runs.need_same_seeds(differences.folder, list(samples.seeds.values()))\n", "", "tests/test_advisers.py::test_seeds_that_changed_after_the_mode_before_are_refused"),
         ("maps of another pair taken", "    runs.need_same_pair(config, differences.folder)\n", "", "tests/test_advisers.py::test_maps_of_another_pair_are_refused"),
         ("what knowledge and advice dispute is pasted", "mixed_batch(config, batch, m_ssdd0, agreed)", "mixed_batch(config, batch, m_ssdd0)", "tests/test_certain_mix.py::test_modes_2_and_4_train_on_mixed_images_when_asked"),
         ("m_ssdd0 with the bias of mode 2", "*maps, batch[\"present\"], seed_integration(config))", "*maps, batch[\"present\"], integration(config))", MODE_2),
@@ -263,7 +264,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "engine/runs.py": [
         ("inputs not held", "        locks.lock_for_reading(folder)\n", "", "tests/test_locks.py::test_what_a_run_reads_is_not_made_anew_meanwhile"),
-        ("inputs no part of the identity", '(*settings_of(stage), "made_from")', "settings_of(stage)", f"{_CONFIG}folder_made_from_other_weights_is_refused"),
+        ("inputs no part of the identity", '(*_settings(config, stage), "made_from")', "_settings(config, stage)", f"{_CONFIG}folder_made_from_other_weights_is_refused"),
         ("folders without identity", 'return str(read_config(path / "config.json")["identity"])', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("identity of all settings", '[:16]\n    own["stage"]', '[:16] + str(config.workers)\n    own["stage"]', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("--fresh forgotten", "if config.fresh and folder.exists() and not same_job(path):", "if False:", f"{_CONFIG}fresh_moves_the_old_folder_aside_each_time"),
