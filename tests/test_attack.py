@@ -87,6 +87,27 @@ def test_a_region_that_changes_or_moves_is_seen_beside_any_other_picture(tmp_pat
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize("flag", ["knowledge=masks:", "advice=psa,segments:", "seed_source=masks:", "superpixels="])
+def test_a_copy_of_an_own_store_is_known_by_its_files(flag, own_run, tmp_path):
+    copy = shutil.copytree(labels_folder(own_run, "out_aff"), tmp_path / "copy")
+    name, _, value = flag.partition("=")
+    config = replace(own_run, **{name: f"{value}{copy}"})
+    runs.claim_folder(tmp_path / "run", config, "mode 0", [copy])
+    runs.claim_folder(tmp_path / "run", config, "mode 0", [copy])
+    shutil.copy(*sorted(copy.glob("*.npz"))[:2])
+    with pytest.raises(InputError, match="other settings or inputs .*copy"):
+        runs.claim_folder(tmp_path / "run", config, "mode 0", [copy])
+
+
+def test_regions_behind_a_link_are_known_by_their_content(tmp_path):
+    write_mask(tmp_path / "elsewhere" / "1.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "regions").mkdir()
+    (tmp_path / "regions" / "x").symlink_to(tmp_path / "elsewhere")
+    before = runs.digest(tmp_path / "regions")
+    write_mask(tmp_path / "elsewhere" / "1.png", np.full((4, 4), 255, np.uint8))
+    assert runs.digest(tmp_path / "regions") != before
+
+
 def test_an_outline_that_pycocotools_could_not_count_is_refused():
     outline = [[-1280.0, -1280.0, 1280.0, 1280.0] * 2000 + [0.0, 0.0]]
     with pytest.raises(ValueError, match="outline longer than"):
