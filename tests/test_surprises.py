@@ -10,14 +10,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from datasets import files, weights
-from datasets.archive import open_archive
+from datasets.archive import open_archive, packed_weights, unpacked_weights
 from datasets.errors import InputError, program
 from datasets.seed_store import read_fields
 from datasets.voc import open_image
-from engine import distributed, history, runs
+from engine import commands, distributed, history, runs, workers
 from script import make_pages
+from settings.config import demo
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
 from tests.test_pages import data_of
@@ -152,3 +154,31 @@ def test_an_archive_replaces_no_picture(own_run, tmp_path, capsys):
         flags = [own_run.out, "--to", str(target), "--what=psa", "--voc-root", own_run.voc_root]
         assert "must end in .zip" in refused(pack.main, flags, tmp_path, capsys)
     assert photo.read_bytes() == b"a photograph"
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "abc", ""])
+def test_a_number_of_processes_on_this_machine_that_cannot_be(word, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", word)
+    with pytest.raises(InputError, match="LOCAL_WORLD_SIZE="):
+        workers.at_most_cores(1)
+
+
+def test_weights_with_two_names_for_one_storage_are_packed():
+    one = torch.arange(6.0).reshape(2, 3)
+    state = {"one": one, "same": one, "part": one[1], "turned": one.T}
+    found = unpacked_weights(packed_weights(state))
+    assert all(torch.equal(found[name], value) for name, value in state.items()) and found.keys() == state.keys()
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "3", "{}", "garbage", "\udcff", '{"seconds": "x"}'])
+def test_a_job_whose_marker_is_damaged_is_done_again(damage, tmp_path, monkeypatch):
+    done, job = [], commands.Job("one job", demo(), [["nothing.py"]])
+    monkeypatch.setattr(commands, "run_command", lambda command, log: done.append(command))
+    for times in (1, 1, 2):
+        if times == 2:
+            marker = tmp_path / "done" / "one_job.json"
+            marker.write_bytes(damage.encode("utf-8", "surrogateescape"))
+            assert commands.minutes_of_work(tmp_path) == 0
+        commands.run_all(tmp_path, [job], 1)
+        assert len(done) == times
+    assert commands.minutes_of_work(tmp_path) > 0
