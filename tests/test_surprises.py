@@ -15,8 +15,8 @@ import torch
 from datasets import files, weights
 from datasets.archive import open_archive, packed_weights, unpacked_weights
 from datasets.errors import InputError, program
-from datasets.seed_store import read_fields
-from datasets.voc import open_image
+from datasets.seed_store import load_maps, read_fields
+from datasets.voc import open_image, read_ids
 from engine import commands, distributed, history, runs, workers
 from script import make_pages
 from settings.config import demo
@@ -182,3 +182,28 @@ def test_a_job_whose_marker_is_damaged_is_done_again(damage, tmp_path, monkeypat
         commands.run_all(tmp_path, [job], 1)
         assert len(done) == times
     assert commands.minutes_of_work(tmp_path) > 0
+
+
+@pytest.mark.parametrize("place", ["a link", "below a file"])
+def test_a_place_that_cannot_be_written_is_named_and_not_the_archive(place, own_run, tmp_path, capsys):
+    voc = ["--voc-root", own_run.voc_root]
+    pack.main([own_run.out, "--to", str(tmp_path / "psa.zip"), "--what=psa", *voc])
+    (tmp_path / "a link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    target = tmp_path / "a link" if place == "a link" else tmp_path / "file" / "theirs"
+    said = refused(pack.main, ["import", str(tmp_path / "psa.zip"), "--to", str(target), *voc], tmp_path, capsys)
+    assert str(target) in said and "name another place with --to" in said and "psa.zip" not in said
+
+
+def test_seeds_that_changed_are_imported_again(own_run, tmp_path, capsys):
+    image_id = read_ids(own_run.voc_root, "train_aug")[0]
+    classes, size = import_labels.wanted(tmp_path / image_id, "aff_crf", Path(own_run.voc_root))
+    (tmp_path / "in").mkdir()
+    flags = [str(tmp_path / "in"), str(tmp_path / "store"), "--kind=aff_crf", "--voc-root", own_run.voc_root]
+    for number, said in ((0, "1 imported"), (0, "0 imported"), (1, "1 imported")):
+        maps = np.zeros((len(classes), *size), np.float32)
+        maps[number] = 1
+        np.save(tmp_path / "in" / f"{image_id}.npy", maps)
+        import_labels.main(flags)
+        assert said in capsys.readouterr().out
+        assert np.array_equal(load_maps(tmp_path / "store" / f"{image_id}.npz").maps, maps)
