@@ -135,8 +135,8 @@ def unpacked_arrays(content: bytes, texts: tuple[str, ...]) -> dict[str, np.ndar
 
 
 def packed_weights(state: dict[str, torch.Tensor]) -> bytes:
-    """A state dict as safetensors."""
-    return tensors.save({name: value.contiguous() for name, value in state.items()})
+    """A state dict as safetensors, which refuse tensors that share memory."""
+    return tensors.save({name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()})
 
 
 def unpacked_weights(content: bytes) -> dict[str, torch.Tensor]:

@@ -13,8 +13,10 @@ from pathlib import Path
 from threading import Event
 
 from datasets.errors import InputError
-from datasets.files import atomic_write
+from datasets.files import atomic_write, read_bytes
 from settings.config import Config
+
+_LARGEST_MARKER = 1 << 24
 
 
 def nothing() -> None:
@@ -58,10 +60,9 @@ def run_all(out: Path, todo: list[Job], side_by_side: int) -> None:
             futures[job.after].result()
         marker = out / "done" / f"{job.name.replace(' ', '_')}.json"
         content = {"commands": job.commands, "config": json.loads(json.dumps(asdict(job.config)))}
-        if marker.exists():
-            stored = json.loads(marker.read_text(encoding="utf-8"))
-            if {key: stored.get(key) for key in content} == content:
-                return
+        stored = _read_marker(marker)
+        if {key: stored.get(key) for key in content} == content:
+            return
         if stop.is_set():
             raise InputError("stopped")
         started = time.perf_counter()
@@ -108,4 +109,13 @@ def run_command(command: list[str], log: Path) -> None:
 
 def minutes_of_work(out: Path) -> float:
     """Of all jobs that are done, over all starts."""
-    return sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in (out / "done").glob("*.json")) / 60
+    return sum(_read_marker(path).get("seconds", 0) for path in (out / "done").glob("*.json")) / 60
+
+
+def _read_marker(path: Path) -> dict:
+    """What a job that is done left; nothing if it is not, or its marker is damaged, so that it is done again."""
+    try:
+        stored = json.loads(read_bytes(path, _LARGEST_MARKER))
+        return stored if type(stored["seconds"]) in (int, float) else {}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return {}

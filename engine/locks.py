@@ -18,8 +18,8 @@ from datasets.errors import InputError
 _held: dict[Path, tuple[int, bool]] = {}
 
 
-def lock_for_writing(folder: Path) -> None:
-    """Keep other runs out of a folder until this process, the first of its run, ends.
+def lock_for_writing(folder: Path, flags: str = "--out or --modelid") -> None:
+    """Keep other runs out of a folder until this process, the first of its run, ends; flags: what names another.
 
     Raises:
         InputError: another process fills or reads it, or the lock cannot be written.
@@ -31,7 +31,7 @@ def lock_for_writing(folder: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        _refuse(file, path, error, folder)
+        _refuse(file, path, error, folder, flags)
     fcntl.lockf(file, fcntl.LOCK_UN, 0, 1)
     os.ftruncate(file, 0)
     os.pwrite(file, f"process {os.getpid()} on {platform.node()}".encode(), 0)
@@ -79,9 +79,9 @@ def _open(path: Path, flags: int) -> int:
         raise InputError(f"the lock {path} cannot be opened: {error.strerror}") from None
 
 
-def _refuse(file: int, path: Path, error: OSError, folder: Path) -> NoReturn:
+def _refuse(file: int, path: Path, error: OSError, folder: Path, flags: str = "--out or --modelid") -> NoReturn:
     if not isinstance(error, BlockingIOError | PermissionError):
-        raise InputError(f"{path} cannot be locked ({error.strerror}): give an --out that can be") from None
+        raise InputError(f"{path} cannot be locked ({error.strerror}): give a place that can be") from None
     try:
         fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         what = "being read by another run"
@@ -89,4 +89,4 @@ def _refuse(file: int, path: Path, error: OSError, folder: Path) -> NoReturn:
         what = f"in use by another run ({os.pread(file, 100, 0).decode(errors='replace').strip() or 'unknown'})"
     if path not in _held:
         os.close(file)
-    raise InputError(f"{folder} is {what}: wait for it, or give another --out or --modelid") from None
+    raise InputError(f"{folder} is {what}: wait for it, or give another {flags}") from None

@@ -33,7 +33,7 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
     Args:
         stage: a key of engine.stages.STAGES.
         made_from: files, known again by their content, and folders: those of earlier stages, known by what they were
-            made from in turn, and others' masks, known by their content.
+            made from in turn, and those that flags name, known by their content.
 
     Raises:
         InputError: the folder's Config differs or is gone, another run works in it or fills an input, or inputs are of
@@ -49,8 +49,12 @@ def claim_folder(folder: Path, config: Config, stage: str, made_from: list[Path]
 
 def claim(config: Config, stage: str, made_from: list[Path]) -> None:
     """Claim all folders of a stage for this run; see `claim_folder`."""
-    for which in range(len(stages.STAGES[stage].folders)):
-        claim_folder(stages.folder(config, stage, which), config, stage, made_from)
+    folders = [stages.folder(config, stage, which) for which in range(len(stages.STAGES[stage].folders))]
+    if distributed.rank() == 0:
+        for folder in folders:  # all of them, before --fresh moves the first aside
+            _lock(folder, made_from)
+    for folder in folders:
+        claim_folder(folder, config, stage, made_from)
 
 
 _PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "opencv-python-headless", "pydensecrf2")
@@ -112,7 +116,7 @@ def need_same_pair(config: Config, folder: Path) -> None:
         refuse_others(folder, read_config(folder / "config.json"), config, ("knowledge", "advice"))
 
 
-def need_same_seeds(folder: Path, sources: list[Path]) -> None:
+def need_same_seeds(config: Config, folder: Path, sources: list[Path]) -> None:
     """Refuse what mode 0 or 1 made of these seeds' folders if they have been made anew, or changed, since.
 
     Raises:
@@ -120,7 +124,7 @@ def need_same_seeds(folder: Path, sources: list[Path]) -> None:
     """
     if distributed.rank() or not is_config(folder / "config.json"):
         return
-    now = _by_name({}, sources)
+    now = _by_name(config, {}, sources)
     then = _as_now(read_config(folder / "config.json").get("made_from"), now)
     for name, source in zip(now, sources, strict=True):
         if then.get(name, now[name]) != now[name]:
@@ -137,28 +141,39 @@ def _settings(config: Config, stage: str) -> list[str]:
     return names
 
 
-def _by_name(others: dict[str, str], paths: list[Path]) -> dict[str, str]:
+def _by_name(config: Config, others: dict[str, str], paths: list[Path]) -> dict[str, str]:
     """`others`, and what each path is known by (`digest`) under its own name."""
     found = dict(others)
     for path in paths:
         name = path.name
         while name in found:
             name = f"{name}, another"
-        found[name] = digest(path)
+        found[name] = digest(path, by_content=path in _named(config))
     return found
 
 
-def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
+def _lock(folder: Path, made_from: list[Path]) -> None:
     for path in made_from:
         if path.is_dir() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             raise InputError(f"{path} is read here and would be written over: name another folder to read")
     locks.lock_for_writing(folder)
+
+
+def _named(config: Config) -> set[Path]:
+    """The folders that flags name; of whatever made them, a copy of an own store too, the files may have changed."""
+    seeds = (config.knowledge, *config.advisers, config.seed_source)
+    plain = (name.removeprefix(stages.MASKS).removeprefix(stages.SEGMENTS) for name in seeds)
+    return {Path(name) for name in (*plain, config.superpixels, config.saliency)}
+
+
+def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> None:
+    _lock(folder, made_from)
     split = config.split if stage == "mode 3" else config.train_split
     _check_inputs(config, made_from, split)
     own = json.loads(json.dumps(asdict(config)))
     # What a pass over the images is made from it knows image by image (engine.passes).
     pictures = {PICTURES: pictures_digest(config, split)} if stages.STAGES[stage].epochs else {}
-    own["made_from"] = _by_name(pictures, made_from)
+    own["made_from"] = _by_name(config, pictures, made_from)
     relevant = {name: own[name] for name in (*_settings(config, stage), "made_from")}
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
     own["stage"] = stage
@@ -244,13 +259,18 @@ def stored_config(out: Path, modelid: str, stage: str) -> Config:
         raise InputError(f"{path} cannot be used ({error}); move {path.parent} aside") from None
 
 
-def digest(path: Path) -> str:
-    """What a file holds, what a stage's folder was made from, or what masks lie in a folder that others filled."""
-    if is_config(path / "config.json"):
+def digest(path: Path, by_content: bool = False) -> str:
+    """What a file holds, what a stage's folder was made from, or what masks lie in a folder that others filled.
+
+    Args:
+        by_content: of a stage's folder too, what lies in it.
+    """
+    if not by_content and is_config(path / "config.json"):
         return str(read_config(path / "config.json")["identity"])
     if path.is_dir():
-        # Masks, or regions, which have a file or a folder an image.
-        found = sorted(file for file in path.rglob("*") if file.suffix in (".png", ".npz", ".json"))
+        # Masks, or regions, which have a file or a folder an image; a folder may be a link, which rglob does not enter.
+        below = (*path.glob("*"), *path.glob("*/*"))
+        found = sorted(file for file in below if file.suffix in (".png", ".npz", ".json"))
         names = "".join(f"{file.relative_to(path)} {content_digest(file)}\n" for file in found)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
     return content_digest(path)

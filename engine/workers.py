@@ -10,12 +10,20 @@ from concurrent.futures import Future, ProcessPoolExecutor
 import cv2
 import torch
 
+from datasets.errors import InputError
 from models.crf import CrfKernel
 from settings.config import Config
 
 
 def at_most_cores(wanted: int) -> int:
-    """`wanted` worker processes, but no more than this process' share of the cores, if it wants any at least one."""
+    """`wanted` worker processes, but no more than this process' share of the cores, if it wants any at least one.
+
+    Raises:
+        InputError: LOCAL_WORLD_SIZE is no number of processes.
+    """
+    word = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not word.isdecimal() or int(word) < 1:
+        raise InputError(f"LOCAL_WORLD_SIZE={word[:40]!a}: start with torchrun, or unset it")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(wanted, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 

@@ -117,7 +117,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("precision ignored", "config.precision", '"float32"', PRECISION),
         ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0, seed', 'batch["small"], batch["knowledge"], seed', MODE_2),
         ("CRF on other images", 'batch["small"], m', 'batch["small"].flip(2), m', MODE_2),
-        ("changed seeds taken", "    runs.need_same_seeds(differences.folder, list(samples.seeds.values()))\n", "", "tests/test_advisers.py::test_seeds_that_changed_after_the_mode_before_are_refused"),
+        ("changed seeds taken", "    runs.need_same_seeds(config, differences.folder, list(samples.seeds.values()))\n", "", "tests/test_advisers.py::test_seeds_that_changed_after_the_mode_before_are_refused"),
         ("maps of another pair taken", "    runs.need_same_pair(config, differences.folder)\n", "", "tests/test_advisers.py::test_maps_of_another_pair_are_refused"),
         ("what knowledge and advice dispute is pasted", "mixed_batch(config, batch, m_ssdd0, agreed)", "mixed_batch(config, batch, m_ssdd0)", "tests/test_certain_mix.py::test_modes_2_and_4_train_on_mixed_images_when_asked"),
         ("m_ssdd0 with the bias of mode 2", "*maps, batch[\"present\"], seed_integration(config))", "*maps, batch[\"present\"], integration(config))", MODE_2),

@@ -22,6 +22,7 @@ from prepare_labels import make_aff_labels, make_cam_labels
 from script import make_pages
 from tests.conftest import as_flags, labels_folder
 from tests.test_bad_input import refused
+from tests.test_locks import end, holder
 from tools import eval_masks, import_images, pack, predict, seed_rivals
 
 RECURSEED = [lambda flags, mode=m: main_recurseed.main([f"--mode={mode}", *flags]) for m in ("labels", "evaluate")]
@@ -86,6 +87,27 @@ def test_a_region_that_changes_or_moves_is_seen_beside_any_other_picture(tmp_pat
     write_mask(tmp_path / "two" / "1.png", np.ones((4, 4), np.uint8))
     seen.add(runs.digest(tmp_path))
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("flag", ["knowledge=masks:", "advice=psa,segments:", "seed_source=masks:", "superpixels="])
+def test_a_copy_of_an_own_store_is_known_by_its_files(flag, own_run, tmp_path):
+    copy = shutil.copytree(labels_folder(own_run, "out_aff"), tmp_path / "copy")
+    name, _, value = flag.partition("=")
+    config = replace(own_run, **{name: f"{value}{copy}"})
+    runs.claim_folder(tmp_path / "run", config, "mode 0", [copy])
+    runs.claim_folder(tmp_path / "run", config, "mode 0", [copy])
+    shutil.copy(*sorted(copy.glob("*.npz"))[:2])
+    with pytest.raises(InputError, match=r"other settings or inputs .*copy"):
+        runs.claim_folder(tmp_path / "run", config, "mode 0", [copy])
+
+
+def test_regions_behind_a_link_are_known_by_their_content(tmp_path):
+    write_mask(tmp_path / "elsewhere" / "1.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "regions").mkdir()
+    (tmp_path / "regions" / "x").symlink_to(tmp_path / "elsewhere")
+    before = runs.digest(tmp_path / "regions")
+    write_mask(tmp_path / "elsewhere" / "1.png", np.full((4, 4), 255, np.uint8))
+    assert runs.digest(tmp_path / "regions") != before
 
 
 def test_an_outline_that_pycocotools_could_not_count_is_refused():
@@ -297,3 +319,20 @@ def test_a_classifier_of_another_order_of_classes_is_refused(own_run, tmp_path, 
     checkpoint.save(bare, checkpoint.load_state(stages.label_network(own_run, "train_cls")))
     said = refused(make_cam_labels.main, [*as_flags(own_run), "--fresh", f"--weights={bare}"], tmp_path, capsys)
     assert "knows other classes" in said
+
+
+def test_fresh_that_is_refused_moves_no_folder(own_run, capsys):
+    first, second = labels_folder(own_run, "out_aff"), labels_folder(own_run, "out_aff_crf")
+    reader = holder("locks.lock_for_reading(folder)", second)
+    with pytest.raises(InputError, match="out_aff_crf is being read by another run"):
+        runs.claim(replace(own_run, fresh=True), "make_aff_labels", [])
+    end(reader)
+    assert any(first.glob("*.npz")) and not first.with_name("out_aff.old1").exists()
+
+
+def test_two_imports_do_not_fill_one_data_set(own_voc, tmp_path, capsys):
+    other = holder("locks.lock_for_writing(folder)", tmp_path / "own" / "JPEGImages")
+    said = refused(import_images.main, photos_of(own_voc, tmp_path), tmp_path, capsys)
+    assert "in use by another run" in said and "another --to" in said
+    end(other)
+    import_images.main(photos_of(own_voc, tmp_path))

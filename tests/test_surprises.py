@@ -10,14 +10,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from datasets import files, weights
-from datasets.archive import open_archive
+from datasets.archive import open_archive, packed_weights, unpacked_weights
 from datasets.errors import InputError, program
-from datasets.seed_store import read_fields
-from datasets.voc import open_image
-from engine import distributed, history, runs
+from datasets.seed_store import load_maps, read_fields
+from datasets.voc import open_image, read_ids
+from engine import commands, distributed, history, runs, workers
 from script import make_pages
+from settings.config import demo
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
 from tests.test_pages import data_of
@@ -152,3 +154,56 @@ def test_an_archive_replaces_no_picture(own_run, tmp_path, capsys):
         flags = [own_run.out, "--to", str(target), "--what=psa", "--voc-root", own_run.voc_root]
         assert "must end in .zip" in refused(pack.main, flags, tmp_path, capsys)
     assert photo.read_bytes() == b"a photograph"
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "abc", ""])
+def test_a_number_of_processes_on_this_machine_that_cannot_be(word, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", word)
+    with pytest.raises(InputError, match="LOCAL_WORLD_SIZE="):
+        workers.at_most_cores(1)
+
+
+def test_weights_with_two_names_for_one_storage_are_packed():
+    one = torch.arange(6.0).reshape(2, 3)
+    state = {"one": one, "same": one, "part": one[1], "turned": one.T}
+    found = unpacked_weights(packed_weights(state))
+    assert all(torch.equal(found[name], value) for name, value in state.items()) and found.keys() == state.keys()
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "3", "{}", "garbage", "\udcff", '{"seconds": "x"}'])
+def test_a_job_whose_marker_is_damaged_is_done_again(damage, tmp_path, monkeypatch):
+    done, job = [], commands.Job("one job", demo(), [["nothing.py"]])
+    monkeypatch.setattr(commands, "run_command", lambda command, log: done.append(command))
+    for times in (1, 1, 2):
+        if times == 2:
+            marker = tmp_path / "done" / "one_job.json"
+            marker.write_bytes(damage.encode("utf-8", "surrogateescape"))
+            assert commands.minutes_of_work(tmp_path) == 0
+        commands.run_all(tmp_path, [job], 1)
+        assert len(done) == times
+    assert commands.minutes_of_work(tmp_path) > 0
+
+
+@pytest.mark.parametrize("place", ["a link", "below a file"])
+def test_a_place_that_cannot_be_written_is_named_and_not_the_archive(place, own_run, tmp_path, capsys):
+    voc = ["--voc-root", own_run.voc_root]
+    pack.main([own_run.out, "--to", str(tmp_path / "psa.zip"), "--what=psa", *voc])
+    (tmp_path / "a link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    target = tmp_path / "a link" if place == "a link" else tmp_path / "file" / "theirs"
+    said = refused(pack.main, ["import", str(tmp_path / "psa.zip"), "--to", str(target), *voc], tmp_path, capsys)
+    assert str(target) in said and "name another place with --to" in said and "psa.zip" not in said
+
+
+def test_seeds_that_changed_are_imported_again(own_run, tmp_path, capsys):
+    image_id = read_ids(own_run.voc_root, "train_aug")[0]
+    classes, size = import_labels.wanted(tmp_path / image_id, "aff_crf", Path(own_run.voc_root))
+    (tmp_path / "in").mkdir()
+    flags = [str(tmp_path / "in"), str(tmp_path / "store"), "--kind=aff_crf", "--voc-root", own_run.voc_root]
+    for number, said in ((0, "1 imported"), (0, "0 imported"), (1, "1 imported")):
+        maps = np.zeros((len(classes), *size), np.float32)
+        maps[number] = 1
+        np.save(tmp_path / "in" / f"{image_id}.npy", maps)
+        import_labels.main(flags)
+        assert said in capsys.readouterr().out
+        assert np.array_equal(load_maps(tmp_path / "store" / f"{image_id}.npz").maps, maps)

@@ -27,6 +27,7 @@ from datasets.errors import InputError, program
 from datasets.files import atomic_write, content_digest, read_bytes, refuse_overwrite
 from datasets.pictures import ENDINGS, read_photo
 from datasets.voc import CLASSES_FILE, IGNORE, LARGEST_LIST, image_path, list_path, read_names
+from engine import locks
 from settings.common import MOST_PIXELS
 from settings.flags import Parser
 
@@ -100,6 +101,7 @@ def planned(photos: Path, labels: Path) -> tuple[dict[str, str], dict[str, list[
 def claim(root: Path, ids: dict[str, str]) -> dict[str, str]:
     """Begin a data set, or go on with one that a killed import left; what it noted of its pictures, by id."""
     marker = root / UNFINISHED
+    locks.lock_for_writing(root / "JPEGImages", "--to")
     if (root / "JPEGImages").exists() and not marker.exists():
         raise InputError(f"{root} is a data set already: give another --to, or remove it")
     if not marker.exists():

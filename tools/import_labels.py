@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.errors import InputError, program
-from datasets.files import open_regular, refuse_overwrite
+from datasets.files import content_digest, open_regular, refuse_overwrite
 from datasets.seed_store import load_maps, read_npy_header, save_maps, store_path
 from datasets.voc import image_size, read_present
 from datasets.weights import read_pickle
@@ -149,7 +149,7 @@ def read_pickled(
 
 
 def stored(path: Path, made_by: str, classes: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether the store already has this import of an image.
+    """Whether the store already has this import of an image, from a file of the same content.
 
     Raises:
         InputError: it has maps that something else made.
@@ -158,13 +158,14 @@ def stored(path: Path, made_by: str, classes: np.ndarray, size: tuple[int, int])
         maps = load_maps(path)
     except InputError:
         return False
-    if maps.made_by != made_by:
-        raise InputError(f"{path} was made by '{maps.made_by}': import into another folder, or remove this one")
-    return np.array_equal(maps.classes, classes) and maps.maps.shape[1:] == size
+    maker = maps.made_by.partition(", file ")[0]
+    if maker != made_by.partition(", file ")[0]:
+        raise InputError(f"{path} was made by '{maker}': import into another folder, or remove this one")
+    return maps.made_by == made_by and np.array_equal(maps.classes, classes) and maps.maps.shape[1:] == size
 
 
 def import_labels(source: Path, target: Path, kind: str, voc_root: Path) -> tuple[int, int]:
-    """Store all .npy files of `source` in `target`; what is there already is left.
+    """Store all .npy files of `source` in `target`; what is there already, of the same content, is left.
 
     Returns:
         How many were imported and how many were there.
@@ -172,18 +173,18 @@ def import_labels(source: Path, target: Path, kind: str, voc_root: Path) -> tupl
     Raises:
         InputError: there are none, or one cannot be imported; the store is as it was.
     """
-    made_by = f"import of the released program's out_{kind}"
     files = sorted(source.glob("*.npy"))
     if not files:
         raise InputError(f"{source} holds no .npy file: name the folder out_{kind} that the authors' program filled")
     refuse_overwrite((store_path(target, path.stem) for path in files), files)
-    todo = []
+    todo = {}
     for path in tqdm(files, "checking", unit="image", disable=None):
         classes, size = wanted(path, kind, voc_root)
+        made_by = f"import of the released program's out_{kind}, file {content_digest(path)}"
         if not stored(store_path(target, path.stem), made_by, classes, size):
             read_maps(path, kind, classes, size)
-            todo.append(path)
-    for path in tqdm(todo, "storing", unit="image", disable=None):
+            todo[path] = made_by
+    for path, made_by in tqdm(todo.items(), "storing", unit="image", disable=None):
         classes, size = wanted(path, kind, voc_root)
         save_maps(store_path(target, path.stem), classes, read_maps(path, kind, classes, size), size, made_by)
     return len(todo), len(files) - len(todo)

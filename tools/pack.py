@@ -110,6 +110,8 @@ def pack_weights(config: Config, path: Path, target: Path) -> str:
 
 def unpack(path: Path, target: Path, config: Config) -> str:
     """Bring an archive, or a folder of masks ID.png, to `target`, all of it or nothing; what to print."""
+    if target.is_symlink() and not target.exists():
+        raise InputError(f"{target} is a link to nothing: name another place with --to")
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise InputError(f"{target} is there already: name a new place with --to")
     if path.is_dir():
@@ -129,15 +131,26 @@ def unpack(path: Path, target: Path, config: Config) -> str:
 
 
 @contextmanager
+def written(target: Path) -> Iterator[None]:
+    """Where the body cannot write, the target is named, and not the archive that is being read."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror}): name another place with --to") from None
+
+
+@contextmanager
 def whole(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place when the body ends well, and is removed otherwise."""
     new = target.with_name(f"{PARTIAL}{os.getpid()}-{target.name}")
-    new.mkdir(parents=True)
     try:
+        with written(target):
+            new.mkdir(parents=True)
         yield new
-        if target.exists():
-            target.rmdir()
-        new.rename(target)
+        with written(target):
+            if target.exists():
+                target.rmdir()
+            new.rename(target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

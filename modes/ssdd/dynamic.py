@@ -52,7 +52,7 @@ def run(config: Config) -> None:
     runs.need_all(maps, stages.command(config, "mode 1"))
     runs.need_same_pair(config, differences.folder)
     samples = pair_samples(config, ids, config.dynamic_side, differences=differences)
-    runs.need_same_seeds(differences.folder, list(samples.seeds.values()))
+    runs.need_same_seeds(config, differences.folder, list(samples.seeds.values()))
 
     torch.manual_seed(config.seed)
     segmentation, ddnet = build(config, dynamic=True)

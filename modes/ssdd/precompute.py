@@ -30,7 +30,7 @@ def run(config: Config) -> None:
     weights, dd_weights = static_weights(config)
     samples = pair_samples(config, ids, None, jitter_and_flip=config.precompute_augmented)
     if not config.weights:
-        runs.need_same_seeds(stages.folder(config, "mode 0"), list(samples.seeds.values()))
+        runs.need_same_seeds(config, stages.folder(config, "mode 0"), list(samples.seeds.values()))
     segmentation, ddnet = build(config, dynamic=False)
     checkpoint.load_into(segmentation, weights)
     checkpoint.load_into(ddnet, dd_weights)
