@@ -331,7 +331,7 @@ def test_fresh_that_is_refused_moves_no_folder(own_run, capsys):
 
 
 def test_two_imports_do_not_fill_one_data_set(own_voc, tmp_path, capsys):
-    other = holder("locks.lock_for_writing(folder)", tmp_path / "own" / "JPEGImages")
+    other = holder("locks.lock_for_writing(folder)", tmp_path / "own")
     said = refused(import_images.main, photos_of(own_voc, tmp_path), tmp_path, capsys)
     assert "in use by another run" in said and "another --to" in said
     end(other)

@@ -101,7 +101,7 @@ def planned(photos: Path, labels: Path) -> tuple[dict[str, str], dict[str, list[
 def claim(root: Path, ids: dict[str, str]) -> dict[str, str]:
     """Begin a data set, or go on with one that a killed import left; what it noted of its pictures, by id."""
     marker = root / UNFINISHED
-    locks.lock_for_writing(root / "JPEGImages", "--to")
+    locks.lock_for_writing(root, "--to")
     if (root / "JPEGImages").exists() and not marker.exists():
         raise InputError(f"{root} is a data set already: give another --to, or remove it")
     if not marker.exists():
