@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets.errors import InputError
 from datasets.files import atomic_write, content_digest, is_config, read_bytes, remove_partial
-from datasets.voc import CLASSES_FILE, annotation_path, check_pixels, image_path, list_path, read_ids
+from datasets.voc import CLASSES_FILE, annotation_path, check_pixels, image_path, list_path, read_ids, read_present
 from engine import distributed, locks, stages
 from engine.notes import MADE_FROM, notes_of
 from settings import crf
@@ -88,15 +88,17 @@ def _check_inputs(config: Config, made_from: list[Path], split: str) -> None:
 
 def _need_current(config: Config, folder: Path, stage: str, split: str) -> None:
     """Refuse an earlier stage's files of an image whose photograph or annotation has changed since."""
-    if stage not in stages.STAGES:
+    if stage not in stages.STAGES or not list_path(config.voc_root, split).exists():
         return
     first = folder.with_name(Path(stages.STAGES[stage].folders[0]).name)  # of folders that are filled together
     notes = notes_of((folder if len(stages.STAGES[stage].folders) == 1 else first) / MADE_FROM)
     for image_id in read_ids(config.voc_root, split) if notes else ():
         if notes.get(image_id) not in (None, picture_digest(config.voc_root, image_id)):
+            read_present(config.voc_root, image_id)  # says what is wrong with an annotation
+            files = image_path(config.voc_root, image_id), annotation_path(config.voc_root, image_id)
             raise InputError(
-                f"{folder}: what it holds of {image_id} was made from another photograph or annotation than is there "
-                f"now; make it again first: python {stages.STAGES[stage].command}"
+                f"{folder} was made from another {files[0]} or {files[1]} than is there now: "
+                f"make it again first: python {stages.STAGES[stage].command}"
             )
 
 
@@ -200,7 +202,7 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
                 "give --fresh, which moves it aside, or another --out or --modelid"
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if any(path.is_file() for path in folder.rglob("*")):
         raise InputError(
             f"{folder} holds files, but no config.json, which says what made them: "
             "give --fresh, which moves it aside, or another --out or --modelid"
