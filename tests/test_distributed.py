@@ -82,11 +82,14 @@ def test_kernels_are_chosen_for_training_and_for_repeating_it(monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
-# The tolerance of 1e-5 lies between what rounding does and what a fault does. At this rate the weights of one and of
-# two processes differ by 8.5e-7, 5.0e-8 and 3.4e-7 in the three modes. Means over each process's own pixels instead of
-# all make it 5.1e-5, 3.6e-4 and 2.8e-5; gradients that are not averaged, 1.3e-4 in mode 0.
-@pytest.mark.parametrize(("mode", "run"), [(0, "sssdd"), (2, "dssdd"), (4, "fixed_truth")])
-def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, own_run):
+# The tolerance lies between what rounding does and what a fault does. At this rate the weights of one and of two
+# processes differ by 8.5e-7 in mode 0 and 3.4e-7 in mode 4. In mode 2, which learns from its own masks, a pixel may
+# tip: 1.5e-5, 4.6e-6 and 6.8e-6 with seeds 0 to 2, and 1.5e-8 before one does. Means over each process's own pixels
+# instead of all make it 5.1e-5, 3.6e-4 and 2.8e-5 in the three modes; gradients that are not averaged, 1.3e-4 in mode 0.
+@pytest.mark.parametrize(
+    ("mode", "run", "tolerance"), [(0, "sssdd", 1e-5), (2, "dssdd", 6e-5), (4, "fixed_truth", 1e-5)]
+)
+def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, tolerance, own_run):
     # Batches of 4, dealt out to two processes: 20 steps. Without dropout; jitter is seeded by sample.
     weights = {}
     (stages.folder(own_run, "mode 1").parent / "one").symlink_to(own_run.modelid)
@@ -111,7 +114,10 @@ def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, own_ru
     assert max((trained[f"encoder.{k}"] - v).abs().max() for k, v in start.items() if k != "fc8.weight") > 5e-5
     for one, two in zip(*weights.values(), strict=True):
         for key, value in one.items():
-            assert torch.allclose(value, two[key], rtol=0, atol=1e-5), (key, float((value - two[key]).abs().max()))
+            assert torch.allclose(value, two[key], rtol=0, atol=tolerance), (
+                key,
+                float((value - two[key]).abs().max()),
+            )
 
 
 def test_shards_of_unequal_length_are_complete(own_run):
