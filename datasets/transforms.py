@@ -158,7 +158,8 @@ def cut_maps(maps: np.ndarray, square: Square, crop: int, size: int, grid_of: tu
         for length, start in zip(grid_of or maps.shape[1:], (square.top, square.left), strict=True)
     )
     part = torch.from_numpy(maps[:, rows, columns].astype(np.float32))
-    return down @ (part @ (across.flip(0) if square.flip else across).mT)
+    with torch.autocast("cpu", enabled=False):  # pictures are read within a network's
+        return down @ (part @ (across.flip(0) if square.flip else across).mT)
 
 
 def _crop_weights(length: int, side: int, start: int, crop: int, size: int, cells: bool) -> tuple[slice, Tensor]:
