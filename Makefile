@@ -64,7 +64,8 @@ demo-large: .venv/installed
 	@echo; $(BIN)/python -m tools.seed_rivals $(OUT) --voc-root $(OUT)/VOC2012 --json $(OUT)/rivals.json
 
 # ICD on the data of `make demo`; OUT and SEED as there. It trains in one process with all threads: BatchNorm over all
-# images of a step would talk between processes at every layer, which halves its speed. Figures beside those of CAM and PSA, where these are there.
+# images of a step would talk between processes at every layer, which halves its speed.
+# Figures beside those of CAM and PSA, where these are there.
 OTHERS = $(if $(wildcard $(OUT)/prepare_labels/results/out_aff_crf),CAM=cam PSA=psa PSA+CRF=psa_crf)
 demo-icd: .venv/installed
 	$(BIN)/python -m datasets.demo $(OUT)/VOC2012

@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,6 +72,8 @@ def _check_inputs(config: Config, made_from: list[Path], split: str) -> None:
 
     What --weights names is the user's own choice, and has been read already.
     """
+    # Several inputs are of the same photographs, each of which is read once.
+    picture = cache(partial(picture_digest, config.voc_root))
     for path in made_from:
         folder = stage_folder(path)
         if folder is None or str(path) == config.weights:
@@ -83,17 +86,17 @@ def _check_inputs(config: Config, made_from: list[Path], split: str) -> None:
         same = ("preset", *width, *(["recipe"] if str(stored.get("stage")).startswith("mode") else []))
         refuse_others(folder, stored, config, same)
         if distributed.rank() == 0:
-            _need_current(config, folder, str(stored.get("stage")), split)
+            _need_current(config, folder, str(stored.get("stage")), split, picture)
 
 
-def _need_current(config: Config, folder: Path, stage: str, split: str) -> None:
+def _need_current(config: Config, folder: Path, stage: str, split: str, picture: Callable[[str], str]) -> None:
     """Refuse an earlier stage's files of an image whose photograph or annotation has changed since."""
     if stage not in stages.STAGES or not list_path(config.voc_root, split).exists():
         return
     first = folder.with_name(Path(stages.STAGES[stage].folders[0]).name)  # of folders that are filled together
     notes = notes_of((folder if len(stages.STAGES[stage].folders) == 1 else first) / MADE_FROM)
     for image_id in read_ids(config.voc_root, split) if notes else ():
-        if notes.get(image_id) not in (None, picture_digest(config.voc_root, image_id)):
+        if notes.get(image_id) not in (None, picture(image_id)):
             read_present(config.voc_root, image_id)  # says what is wrong with an annotation
             files = image_path(config.voc_root, image_id), annotation_path(config.voc_root, image_id)
             raise InputError(
