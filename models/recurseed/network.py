@@ -1,5 +1,7 @@
 """The network: ResNet-50 at stride 16, class activation maps at its end, and a DeepLabv3+ decoder."""
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -27,7 +29,7 @@ class Output(NamedTuple):
     features: Features
     cam: Tensor  # N×20×H/16×W/16, logits of the foreground classes at each cell
     scores: Tensor  # N×20, logits of the image's classes: the average of `cam`
-    seg: Tensor  # N×21×H/4×W/4, the decoder's logits
+    seg: Tensor | None  # N×21×H/4×W/4, the decoder's logits; None where it was not asked
 
 
 class ResNet50(nn.Module):
@@ -163,11 +165,14 @@ class RecurSeedNetwork(nn.Module):
                 if isinstance(layer, nn.Conv2d):
                     nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor, decode: bool = True) -> Output:
         features = self.model(x)
         cam = self.classifier(features.c5)
-        seg = self.decoder(self.aspp(features.c5), features.c2)
+        seg = self.decoder(self.aspp(features.c5), features.c2) if decode else None
         return Output(features, cam, cam.mean(dim=(2, 3)), seg)
+
+    def decoder_parameters(self) -> Iterator[nn.Parameter]:
+        return chain(self.aspp.parameters(), self.decoder.parameters())
 
 
 def start_from_imagenet(network: RecurSeedNetwork, state: dict[str, Tensor]) -> None:

@@ -96,17 +96,14 @@ class RecurSeedStep(nn.Module):
             recurseed: learn from own seeds (published: from epoch 5, counted from 1).
             mix: learn from mixed images too (from epoch 15); needs `recurseed`.
         """
-        output = self.network(x)
+        output = self.network(x, decode=recurseed)
         everyone = torch.ones_like(present[:, 0], dtype=torch.bool)
         cls = classification_loss(output.scores, present, everyone)
         nothing = torch.zeros_like(cls)
         if not recurseed:
-            # Nothing is certain yet: both are 0, but every parameter has its part in the loss.
-            unknown = torch.full_like(output.seg[:, 0], IGNORE, dtype=torch.int64)
-            no_class = torch.zeros_like(present)
-            cam = cam_loss(output.cam, torch.zeros_like(output.cam), no_class, _cells(inside, output.cam))
-            losses = Losses(cls, cam, segmentation_loss(output.seg, unknown), nothing, nothing, nothing)
-            return StepResult(losses, output, None, None)
+            # The decoder has nothing to learn from yet and is not run; its parameters still have their part in a loss.
+            unused = sum(0 * parameter.sum() for parameter in self.network.decoder_parameters())
+            return StepResult(Losses(cls, nothing, unused, nothing, nothing, nothing), output, None, None)
         seeds = self.seeds(output, x, present, inside)
         target = self._target(seeds, seeds.maps, output.cam)
         cam = cam_loss(output.cam, target, present, _cells(inside, output.cam))
