@@ -73,10 +73,10 @@ DEMO = {
     "recurseed_lr": 1e-3,
     "recurseed_optimiser": "adamw",
     "recurseed_weight_decay": 1e-4,
-    "recurseed_side": (144, 208),
-    "recurseed_crop": 160,
-    "recurseed_from": 15,
-    "mix_from": 20,
+    "recurseed_side": (160, 224),
+    "recurseed_crop": 192,
+    "recurseed_from": 18,
+    "mix_from": 22,
     "recurseed_scales": (1.0, 1.25, 1.5),
 }
 

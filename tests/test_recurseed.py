@@ -213,12 +213,16 @@ def test_segmentation_loss_is_the_mean_over_certain_pixels():
 
 def test_cam_loss_by_hand():
     # Classes 1 and 2; the image has 2. The last cell is padding, with the largest logit.
-    logits = torch.tensor([[[[5.0, 5.0, 5.0]], [[4.0, -1.0, 8.0]]]], requires_grad=True)
-    target = torch.tensor([[[[0.0, 0.0, 0.0]], [[0.5, 0.25, 0.0]]]])
-    loss = cam_loss(logits, target, torch.tensor([[1.0, 0, 1]]), torch.tensor([[[True, True, False]]]))
-    assert loss.item() == pytest.approx(((4 / 4.00001 - 0.5) + 0.25) / 2, rel=1e-6)
+    logits = torch.tensor([[[[5.0, 5.0, 5.0, 5.0]], [[4.0, 2.0, -1.0, 8.0]]]], requires_grad=True)
+    target = torch.tensor([[[[0.0, 0.0, 0.0, 0.0]], [[0.5, 0.25, 0.25, 0.0]]]])
+    cells = torch.tensor([[[True, True, True, False]]])
+    loss = cam_loss(logits, target, torch.tensor([[1.0, 0, 1]]), cells)
+    assert loss.item() == pytest.approx((0.5 + 0.25 + 0.25) / 3, rel=1e-5)
     loss.backward()
-    assert logits.grad[0, 1, 0].tolist() == pytest.approx([1 / 4.00001 / 2, 0, 0]) and (logits.grad[0, 0] == 0).all()
+    # CAM = (1, 2/4, 0): the second cell has to shrink in relation to the first, and the class as a whole does not.
+    assert logits.grad[0, 1, 0].tolist() == pytest.approx([-2 / 16 / 3, 1 / 4 / 3, 0, 0], rel=1e-4, abs=1e-5)
+    assert (logits.grad[0, 0] == 0).all()
+    assert (logits.grad * logits).sum().item() == pytest.approx(0, abs=1e-5)
 
 
 def test_classification_loss_leaves_images_out():

@@ -16,12 +16,12 @@ def normalised_cam(logits: Iterable[Tensor], cells: Tensor | None = None) -> Ten
         cells: N×h×w bool, those that belong to the image; others become 0. None: all.
 
     Returns:
-        N×C×h×w float32 in 0…1; 0 for a class without a positive logit. No gradient passes through the maximum.
+        N×C×h×w float32 in 0…1; 0 for a class without a positive logit.
     """
     positive = sum(F.relu(one.float()) for one in logits)
     if cells is not None:
         positive = positive * cells[:, None]
-    return positive / (positive.detach().amax(dim=(2, 3), keepdim=True) + 1e-5)
+    return positive / (positive.amax(dim=(2, 3), keepdim=True) + 1e-5)
 
 
 class Chosen(NamedTuple):

@@ -36,7 +36,9 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def cam_loss(logits: Tensor, target: Tensor, present: Tensor, cells: Tensor) -> Tensor:
     """L_cam: mean of |CAM/(max + 1e-5) − M_rs| over the classes that an image has and the cells that belong to it.
 
-    No gradient passes through the maximum. 0 if nothing takes part.
+    The gradient passes through the maximum too, so that it never asks a CAM to shrink or to grow as a whole. Else M_rs,
+    whose peaks lie below 1, would push every maximum down, step by step, until the classes are forgotten. 0 if nothing
+    takes part.
 
     Args:
         logits: CAM logits N×(C−1)×h×w.

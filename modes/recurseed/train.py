@@ -116,5 +116,6 @@ def optimiser_of(config: Config, network: RecurSeedNetwork) -> torch.optim.Optim
         )
     ]
     if from_scratch:
-        return torch.optim.AdamW(chosen, lr=0, fused=True)
+        # When the decoder begins to learn, gradients grow tenfold: the mean of their squares has to follow in time.
+        return torch.optim.AdamW(chosen, lr=0, betas=(0.9, 0.99), fused=True)
     return torch.optim.SGD(chosen, lr=0, momentum=config.recurseed_momentum, fused=True)
