@@ -87,7 +87,18 @@ def test_every_row_is_measured_printed_and_kept(tiny_config, tmp_path, capsys, m
     bench.main([*as_flags(tiny_config), "--repeats=1", f"--write={kept}"])
     stored = json.loads(kept.read_text())
     said = capsys.readouterr().out
-    names = ["matrix", "mode 0", "mode 1, batch 1", "whole pass", "mode 2", "evaluation", "pydensecrf", "exact", "walk", "loader"]
+    names = [
+        "matrix",
+        "mode 0",
+        "mode 1, batch 1",
+        "whole pass",
+        "mode 2",
+        "evaluation",
+        "pydensecrf",
+        "exact",
+        "walk",
+        "loader",
+    ]
     for name in [
         *names,
         "deeplabv3plus",

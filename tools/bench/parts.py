@@ -1,4 +1,4 @@
-"""Rows of what steps and passes are made of: the machine's arithmetic, CRFs, the random walk, the loader, other systems."""
+"""Rows of what steps and passes are made of: arithmetic, CRFs, random walk, loader; and those of other systems."""
 
 import statistics
 import tempfile
