@@ -82,8 +82,8 @@ def test_kernels_are_chosen_for_training_and_for_repeating_it(monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
-# The tolerance lies between ten times what rounding does and what a fault does. At this rate the weights of one and of two
-# processes differ by 8.5e-7 in mode 0 and 3.4e-7 in mode 4. In mode 2, which learns from its own masks, a pixel may
+# The tolerance lies between ten times what rounding does and what a fault does. At this rate the weights of one and of
+# two processes differ by 8.5e-7 in mode 0 and 3.4e-7 in mode 4. In mode 2, which learns from its own masks, a pixel may
 # tip: 1.5e-5, 4.6e-6 and 6.8e-6 with seeds 0 to 2, and 1.5e-8 before one does. Means over each process's own pixels
 # instead of all make it 5.1e-5, 3.6e-4 and 2.8e-5 in the modes; gradients that are not averaged, 1.3e-4 in mode 0.
 @pytest.mark.parametrize(
