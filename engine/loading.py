@@ -13,6 +13,7 @@ from engine import distributed
 from engine.workers import at_most_cores, outlive_interruption
 from settings.config import Config
 
+LOADERS = 16  # processes at most: at 120 images/s each they make more than a device takes
 Key = tuple[int, int]  # the place of a sample and the seed of what is random in it
 
 
@@ -92,7 +93,7 @@ class Batches:
         self.loader = DataLoader(
             SeededSamples(samples),
             batch_sampler=order,
-            num_workers=at_most_cores(config.workers),
+            num_workers=at_most_cores(min(config.workers, LOADERS)),
             collate_fn=collate,
             pin_memory=device.type == "cuda",
             persistent_workers=config.workers > 0,

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,15 @@ class Pass:
     def keys(self, seeds: Callable[[int], int] = lambda place: 0) -> list[list[Key]]:
         """The batches for engine.loading.Batches; `seeds`: of what is random in a sample, by its place."""
         return [[(place, seeds(place)) for place in batch] for batch in self.batches]
+
+    def read_ahead(self, read: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
+        """Each image to do with `read` of its id; the next one is read in a thread, beside the caller's network."""
+        with ThreadPoolExecutor(1) as reader:
+            ahead = None
+            for image_id in [*self.to_do, None]:
+                given, ahead = ahead, image_id and (image_id, reader.submit(read, image_id))
+                if given:
+                    yield given[0], given[1].result()
 
     def write(self, image_id: str, function: Callable, *arguments) -> None:
         """Let a worker make an image's files, unless they are there; all arguments must be picklable."""

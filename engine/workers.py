@@ -49,7 +49,7 @@ class Workers:
         context = multiprocessing.get_context("forkserver")
         if workers:
             context.set_forkserver_preload(["models.crf"])
-        self._most = 4 * workers
+        self._most = 2 * workers  # waiting ones hold their arguments, 17 MB an image in mode 3
         self._queued: deque[Future] = deque()
         self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) if workers else None
 

@@ -5,7 +5,8 @@ weights, gradients, the optimiser's state, activations and what comes and goes b
 libraries take on top: a CUDA context (about half a GiB), cuDNN's and cuBLAS's workspaces, gaps between the
 allocator's blocks, and the buckets of DistributedDataParallel (once the gradients).
 
-    python -m evaluation.step_memory            prints the published networks' steps, some batches, both precisions
+    python -m evaluation.step_memory            prints the published networks' steps, some batches, both precisions,
+                                                and how many images fit on GPUs of some sizes
 """
 
 import argparse
@@ -25,6 +26,9 @@ from models.resnet38 import train_with_frozen_batchnorm
 from models.ssdd.ddnet import DDNet
 from models.ssdd.segmentation import SegmentationNetwork
 from models.ssdd.steps import DynamicStep, Integration, StaticStep
+
+GPUS = (12, 24, 80)  # GB
+ON_TOP = 1.5  # GB, room for what is not counted
 
 
 class StepMemory(NamedTuple):
@@ -113,17 +117,32 @@ def prepare_ssdd(
     return one_step
 
 
+def most_images(peaks: dict[int, int], gigabytes: float) -> int:
+    """Images a step that fit on a GPU, by the line through the peaks (bytes, by images) of the two largest batches."""
+    (few, low), (many, high) = sorted(peaks.items())[-2:]
+    a_image = (high - low) / (many - few)
+    return max(0, int(((gigabytes - ON_TOP) * 1e9 - low) / a_image + few))
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="images a GPU")
     chosen = parser.parse_args(arguments)
+    fits = []
     print("| step | precision | images | weights, GiB | peak, GiB |\n|---|---|---|---|---|")
     for name, dynamic in (("static", False), ("dynamic", True)):
         for precision in (torch.float32, torch.bfloat16):
+            peaks = {}
             for batch in chosen.batches:
                 memory = step_memory(lambda: prepare_ssdd(batch, dynamic, precision))  # noqa: B023
+                peaks[batch] = memory.peak
                 before, peak = (size / 2**30 for size in (memory.before, memory.peak))
                 print(f"| {name} | {str(precision).split('.')[1]} | {batch} | {before:.2f} | {peak:.2f} |", flush=True)
+            if len(peaks) > 1:
+                fits.append((name, str(precision).split(".")[1], *(str(most_images(peaks, gb)) for gb in GPUS)))
+    print(f"\n| step | precision | {' | '.join(f'images, {gb} GB' for gb in GPUS)} |\n|{'---|' * (2 + len(GPUS))}")
+    for row in fits:
+        print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

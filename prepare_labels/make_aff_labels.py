@@ -53,11 +53,13 @@ def run(config: Config) -> None:
     def is_done(image_id: str) -> bool:
         return store_path(walked, image_id).exists() and store_path(refined, image_id).exists()
 
+    def read(image_id: str) -> tuple:
+        image = read_image(config.voc_root, image_id)
+        return image, read_seed(cams, image_id, image.shape[:2])
+
     refreshed = partial(refresh_now_and_then, config, "labels")
     with image_pass(config, "PSA", walked, ids, is_done, refreshed) as left:
-        for image_id in left.to_do:
-            image = read_image(config.voc_root, image_id)
-            cam = read_seed(cams, image_id, image.shape[:2])
+        for image_id, (image, cam) in left.read_ahead(read):
             with torch.inference_mode():
                 x = pad_to_cells(normalise(as_tensor(image)[None].to(device)))
                 with distributed.autocast(device, config.precision):

@@ -20,7 +20,7 @@ from engine.passes import image_pass
 from engine.workers import crf_kernel
 from models.crf import CrfKernel, dense_crf
 from models.psa.affinity import seed_maps
-from models.psa.classifier import Classifier, multiscale_cam
+from models.psa.classifier import Classifier, scaled_images, summed_cam
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
 from settings.crf import as_text, noted
@@ -44,15 +44,18 @@ def run(config: Config) -> None:
     def is_done(image_id: str) -> bool:
         return all(store_path(folder, image_id).exists() for folder in folders)
 
+    def read(image_id: str) -> tuple:
+        image = read_image(config.voc_root, image_id)
+        classes = np.flatnonzero(read_present(config.voc_root, image_id))[1:]
+        return image.shape[:2], scaled_images(image, config.cam_scales), classes
+
     refreshed = partial(refresh_now_and_then, config, "labels")
     alphas = (config.alpha_low, config.alpha_high)
     with image_pass(config, "CAM", folders[0], ids, is_done, refreshed) as left:
-        for image_id in left.to_do:
-            image = read_image(config.voc_root, image_id)
-            classes = np.flatnonzero(read_present(config.voc_root, image_id))[1:]
+        for image_id, (size, images, classes) in left.read_ahead(read):
             present = torch.from_numpy(classes - 1).to(device)
             with distributed.autocast(device, config.precision):
-                cam = multiscale_cam(classifier, image, present, config.cam_scales, normalise).cpu().numpy()
+                cam = summed_cam(classifier, images, size, present, normalise).cpu().numpy()
             crf = (config.crf_labels, crf_kernel(config))
             photo = image_path(config.voc_root, image_id)
             left.write(image_id, store_cam, folders, image_id, photo, classes, cam, alphas, *crf)

@@ -8,12 +8,14 @@ their end and every few minutes. The pages link to the run's pictures, so they b
 """
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from datasets.errors import InputError, program
+from engine import distributed
 from script.pages.document import write_page
 from script.pages.index import index_page
 from script.pages.labels import labels_page
@@ -41,6 +43,7 @@ SECONDS_BETWEEN = 300
 # What a page meets in notes and arrays that are no longer what this program wrote.
 DAMAGE = (LookupError, TypeError, ValueError, AttributeError, EOFError, FileNotFoundError)
 _made_at = time.monotonic()
+_beside: threading.Thread | None = None
 
 
 def make_pages(config: Config, names: Iterable[str] = PAGES) -> Path:
@@ -70,6 +73,12 @@ def make_pages(config: Config, names: Iterable[str] = PAGES) -> Path:
 
 def refresh(config: Config, *names: str) -> None:
     """make_pages for a program that has better things to do: whatever fails is said in one line and forgotten."""
+    if _beside is not None:
+        _beside.join()
+    _try(config, *names)
+
+
+def _try(config: Config, *names: str) -> None:
     global _made_at
     _made_at = time.monotonic()
     try:
@@ -79,9 +88,15 @@ def refresh(config: Config, *names: str) -> None:
 
 
 def refresh_now_and_then(config: Config, *names: str) -> None:
-    """refresh, unless the last time is less than a few minutes ago."""
-    if time.monotonic() - _made_at > SECONDS_BETWEEN:
-        refresh(config, *names)
+    """refresh by the first process in a thread, unless the last time is less than a few minutes ago.
+
+    Every stage ends with `refresh`, which waits for the thread, so that none is there when the next one forks loaders.
+    """
+    global _beside
+    busy = _beside is not None and _beside.is_alive()
+    if time.monotonic() - _made_at > SECONDS_BETWEEN and not busy and distributed.rank() == 0:
+        _beside = threading.Thread(target=_try, args=(config, *names))
+        _beside.start()
 
 
 @program

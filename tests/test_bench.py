@@ -12,12 +12,13 @@ from evaluation import bench_table
 from evaluation.bench_systems import merged_by_search
 from models.icd.superpixels import merged
 from tests.conftest import as_flags
-from tools import bench
+from tools.bench import __main__ as bench
+from tools.bench import parts, timing
 
 
 def test_functions_take_turns_and_the_first_turn_does_not_count():
     calls = []
-    times = bench.timed(torch.device("cpu"), 2, a=lambda: calls.append("a"), b=lambda: calls.append("b"))
+    times = timing.timed(torch.device("cpu"), 2, a=lambda: calls.append("a"), b=lambda: calls.append("b"))
     assert calls == ["a", "b"] * 3
     assert {name: len(its) for name, its in times.items()} == {"a": 2, "b": 2}
 
@@ -34,14 +35,14 @@ def cells(table, what):
 
 def test_a_row_is_median_spread_and_gain_over_its_baseline():
     # 6 units in 2, 3 and 1 s: 3, 2 and 6 a second; the baseline in 12, 4 and 6 s: 0.5, 1.5 and 1.
-    made = bench.row("thing", [2.0, 3.0, 1.0], 6, "images/s", ("slow", [12.0, 4.0, 6.0]), note="remark")
+    made = timing.row("thing", [2.0, 3.0, 1.0], 6, "images/s", ("slow", [12.0, 4.0, 6.0]), note="remark")
     table = bench_table.table(result([made]))
     assert cells(table, "thing") == ["", "thing", "3 images/s", "2 – 6", "slow: 1", "3", "remark", ""]
 
 
 def test_arithmetic_is_compared_with_the_measured_convolution():
-    peak = bench.row("measured peak, 3×3 convolution, bfloat16", [0.5], 2, "TFLOP/s")
-    step = bench.row("step, arithmetic", [2.0], 2, "TFLOP/s", memory=1.5, tflop=2.0)
+    peak = timing.row("measured peak, 3×3 convolution, bfloat16", [0.5], 2, "TFLOP/s")
+    step = timing.row("step, arithmetic", [2.0], 2, "TFLOP/s", memory=1.5, tflop=2.0)
     noted = cells(bench_table.table(result([peak, step])), "step, arithmetic")[-2]
     assert noted == "2.00 TFLOP a step; peak memory 1.5 GB; 25 % of the measured bfloat16 convolution"
 
@@ -49,7 +50,7 @@ def test_arithmetic_is_compared_with_the_measured_convolution():
 def test_projection_by_hand():
     # Mode 0 at 2 images/s, mode 1 at 4, mode 2 at 1: (3/2 + 1/4 + 5/1) passes over 10,582 images.
     rows = [
-        bench.row(f"mode {mode}", [1.0], rate, "images/s", ("slow", [2.0]), step=mode)
+        timing.row(f"mode {mode}", [1.0], rate, "images/s", ("slow", [2.0]), step=mode)
         for mode, rate in {0: 2, 1: 4, 2: 1}.items()
     ]
     hours = 10_582 * 6.75 / 3600
@@ -61,7 +62,7 @@ def test_projection_by_hand():
 
 def test_readme_gets_the_tables_of_the_stored_results(tmp_path):
     readme = tmp_path / "README.md"
-    rows = [bench.row("thing", [0.5], 1, "images/s")]
+    rows = [timing.row("thing", [0.5], 1, "images/s")]
     (tmp_path / "cpu.json").write_text(json.dumps(result(rows)))
     readme.write_text(f"before\n{bench_table.BEGIN}\nold\n{bench_table.END}\nafter\n")
     bench_table.update_readme(readme)
@@ -79,14 +80,25 @@ def test_readme_gets_the_tables_of_the_stored_results(tmp_path):
 
 
 def test_every_row_is_measured_printed_and_kept(tiny_config, tmp_path, capsys, monkeypatch):
-    image, cams = bench.scene()
+    image, cams = parts.scene()
     # The dense walk of a whole photograph takes most of a minute on one thread.
-    monkeypatch.setattr(bench, "scene", lambda: (image[::4, ::4].copy(), cams[:, ::4, ::4].copy()))
+    monkeypatch.setattr(parts, "scene", lambda: (image[::4, ::4].copy(), cams[:, ::4, ::4].copy()))
     kept = tmp_path / "times.json"
     bench.main([*as_flags(tiny_config), "--repeats=1", f"--write={kept}"])
     stored = json.loads(kept.read_text())
     said = capsys.readouterr().out
-    names = ["matrix", "mode 0", "mode 1", "mode 2", "evaluation", "pydensecrf", "exact", "walk", "loader"]
+    names = [
+        "matrix",
+        "mode 0",
+        "mode 1, batch 1",
+        "whole pass",
+        "mode 2",
+        "evaluation",
+        "pydensecrf",
+        "exact",
+        "walk",
+        "loader",
+    ]
     for name in [
         *names,
         "deeplabv3plus",

@@ -82,12 +82,12 @@ def test_kernels_are_chosen_for_training_and_for_repeating_it(monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
-# The tolerance lies between what rounding does and what a fault does. At this rate the weights of one and of two
-# processes differ by 8.5e-7 in mode 0 and 3.4e-7 in mode 4. In mode 2, which learns from its own masks, a pixel may
+# The tolerance lies between ten times what rounding does and what a fault does. At this rate the weights of one and of
+# two processes differ by 8.5e-7 in mode 0 and 3.4e-7 in mode 4. In mode 2, which learns from its own masks, a pixel may
 # tip: 1.5e-5, 4.6e-6 and 6.8e-6 with seeds 0 to 2, and 1.5e-8 before one does. Means over each process's own pixels
 # instead of all make it 5.1e-5, 3.6e-4 and 2.8e-5 in the modes; gradients that are not averaged, 1.3e-4 in mode 0.
 @pytest.mark.parametrize(
-    ("mode", "run", "tolerance"), [(0, "sssdd", 1e-5), (2, "dssdd", 6e-5), (4, "fixed_truth", 1e-5)]
+    ("mode", "run", "tolerance"), [(0, "sssdd", 1e-5), (2, "dssdd", 1.5e-4), (4, "fixed_truth", 1e-5)]
 )
 def test_two_processes_train_as_one_with_the_same_global_batch(mode, run, tolerance, own_run):
     # Batches of 4, dealt out to two processes: 20 steps. Without dropout; jitter is seeded by sample.

@@ -1,6 +1,7 @@
 """Every forward pass with tensors of device "cuda" that have no content: what is left on the CPU, or asks for a value
 and so would wait for the GPU, fails, without a GPU."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,15 +14,27 @@ from torch.utils._pytree import tree_leaves
 
 from datasets import transforms
 from models.crf import CrfKernel
+from models.deeplab import DeepLabV2, DeepLabV3Plus
 from models.exact_crf import exact_masks
+from models.icd.network import IcdNetwork
+from models.icd.seeds import class_maps, icd_seed
+from models.icd.step import IcdStep
+from models.icd.superpixels import superpixel_features
 from models.inference import multiscale_probabilities
 from models.psa import affinity
 from models.psa.affinity import AffinityNet, affinity_loss, pair_affinities, pool_to_cells, random_walk, seed_maps
 from models.psa.classifier import Classifier, multiscale_cam
+from models.recurseed import inference, steps
+from models.recurseed.cam import Chosen
+from models.recurseed.network import RecurSeedNetwork
 from models.ssdd.ddnet import DDNet
-from models.ssdd.difference import integrate, missing_class_flags
+from models.ssdd.difference import cross_entropy, integrate, missing_class_flags
 from models.ssdd.segmentation import SegmentationNetwork
-from models.ssdd.steps import DynamicStep, Integration, StaticStep
+from models.ssdd.steps import DynamicStep, Integration, StaticStep, integrated_in_turn
+from models.vgg16 import Vgg16, subtract_mean
+from modes.ssdd.networks import mixed_batch
+from modes.ssdd.pictures import module_figures
+from settings.config import Config
 
 empty = partial(torch.empty, device="cuda")
 masks = partial(torch.empty, 2, 12, 12, dtype=torch.int64, device="cuda")
@@ -80,6 +93,7 @@ def test_static_step(on_cuda):
     step = built(StaticStep, built(SegmentationNetwork, 21, 1 / 16, 2), built(DDNet, 1, 21, 1 / 16), Integration())
     result = step(empty(2, 3, 48, 48), empty(2, 21), masks(), masks())
     assert devices(result) == {"cuda"} and result.modules[0].refined.shape == (2, 12, 12)
+    assert devices(module_figures(result, empty(2, 21))) == {"cuda"}
 
 
 @pytest.mark.parametrize("seed_target", ["ssdd1", "ssdd2"])
@@ -94,6 +108,57 @@ def test_dynamic_step_with_the_exact_crf(on_cuda, seed_target):
 def test_integration(on_cuda):
     flags = missing_class_flags(masks(), masks(), empty(2, 21))
     assert devices(integrate(masks(), masks(), empty(2, 1, 12, 12), empty(2, 1, 12, 12), flags)) == {"cuda"}
+    maps = empty(2, 2, 12, 12), empty(2, 2, 12, 12)
+    assert devices(integrated_in_turn(masks(), [masks(), masks()], *maps, empty(2, 21), Integration())) == {"cuda"}
+
+
+@pytest.mark.parametrize("network", [DeepLabV2, DeepLabV3Plus])
+def test_final_networks(on_cuda, network):
+    made = built(network, 21, 1 / 16)
+    logits = made(empty(2, 3, 65, 65))
+    assert devices(cross_entropy(logits, torch.empty_like(logits[:, 0], dtype=torch.int64))) == {"cuda"}
+    assert devices(multiscale_probabilities(made.eval(), empty(1, 3, 65, 65), (1,))) == {"cuda"}
+
+
+def test_mixed_images(on_cuda):
+    batch = {"image": empty(2, 3, 48, 48), "present": empty(2, 21), "small": empty(2, 12, 12, 3, dtype=torch.uint8)}
+    mixed = mixed_batch(replace(Config(), certain_mix=0.5), batch, masks(), masks() == 0)
+    assert devices(mixed) == {"cuda"} and mixed["seed"].shape == (2, 12, 12)
+
+
+def test_icd(on_cuda):
+    network = built(IcdNetwork, 20, 1 / 16)
+    x = subtract_mean(empty(2, 3, 33, 33, dtype=torch.uint8))
+    result = IcdStep(network)(x, empty(2, 21), empty(2, 33, 33, dtype=torch.int64), 0.5)
+    assert devices(result) == devices(result.loss) == {"cuda"}
+    image, classes = empty(3, 33, 40, dtype=torch.uint8), torch.empty(2, dtype=torch.int64, device="cuda")
+    seed = icd_seed(*class_maps(network.eval(), image, classes, 41), classes, empty(33, 40))
+    assert devices(seed) == {"cuda"} and seed.shape == (33, 40)
+
+
+def test_superpixel_features(on_cuda):
+    assert devices(superpixel_features(built(Vgg16, 1 / 16), empty(3, 33, 40, dtype=torch.uint8), 41)) == {"cuda"}
+
+
+def test_recurseed_step(on_cuda, monkeypatch):
+    # How many classes an image has at most is the one value that it waits for.
+    two = Chosen(torch.empty(2, 2, dtype=torch.int64, device="cuda"), empty(2, 2, dtype=torch.bool))
+    monkeypatch.setattr(steps, "chosen_classes", lambda present: two)
+    step = steps.RecurSeedStep(
+        built(RecurSeedNetwork, 21, 1 / 16), steps.SeedSettings(pamr_iterations=1, eval_mode=True)
+    )
+    given = empty(2, 3, 64, 64), empty(2, 21), empty(2, 64, 64, dtype=torch.bool)
+    for result in (step(*given, False, False), step(*given, True, True)):
+        assert devices(result) == {"cuda"}
+
+
+def test_recurseed_inference(on_cuda):
+    network = built(RecurSeedNetwork, 21, 1 / 16).eval()
+    prediction = inference.multiscale_prediction(network, empty(1, 3, 48, 64), (1, 0.5))
+    assert devices(prediction) == {"cuda"}
+    for labels in (None, empty(1, 21)):
+        assert devices(inference.class_maps(prediction, labels)) == {"cuda"}
+    assert devices(inference.multiscale_cam(network, empty(1, 3, 48, 64), (1, 0.5))) == {"cuda"}
 
 
 def test_classifier(on_cuda):
@@ -154,6 +219,10 @@ def test_jitter(fake, monkeypatch):
     monkeypatch.setattr(transforms.torch, "tensor", lambda content, pin_memory=False: real(content))
     images = empty(2, 3, 8, 8, dtype=torch.uint8)
     assert devices(transforms.jittered(images, ["bcsh", "scbh"], empty(2, 4))) == {"cuda"}
+
+
+def test_crf_images(fake):
+    assert devices(inference.crf_images(empty(1, 3, 8, 8), transforms.MEAN, transforms.STD)) == {"cuda"}
 
 
 def test_normalise(fake):

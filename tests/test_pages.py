@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -154,6 +155,29 @@ def test_failing_pages_stop_no_training(tmp_path, tiny_voc, capsys):
     (tmp_path / "out").write_text("a file where a folder is needed")
     make_pages.refresh(tiny(tiny_voc, tmp_path / "out"), "val")
     assert "pages not made" in capsys.readouterr().out
+
+
+def test_pages_are_made_beside_a_stage_that_goes_on_and_its_end_waits_for_them(tmp_path, tiny_voc, monkeypatch):
+    config, let_go, made = tiny(tiny_voc, tmp_path), threading.Event(), []
+
+    def slowly(_config, names):
+        assert let_go.wait(60)
+        made.append(tuple(names))
+
+    monkeypatch.setattr(make_pages, "make_pages", slowly)
+    monkeypatch.setattr(make_pages, "_made_at", make_pages.time.monotonic())
+    make_pages.refresh_now_and_then(config, "labels")  # too early
+    monkeypatch.setattr(make_pages, "SECONDS_BETWEEN", -1)
+    for name in ("sssdd", "dssdd"):  # the second time the first is still under way
+        make_pages.refresh_now_and_then(config, name)
+    assert not made
+    let_go.set()
+    make_pages.refresh(config, "val")
+    assert made == [("index", "sssdd"), ("index", "val")]
+    monkeypatch.setattr(make_pages.distributed, "rank", lambda: 1)
+    make_pages.refresh_now_and_then(config, "dssdd")
+    make_pages.refresh(config, "val")
+    assert ("index", "dssdd") not in made
 
 
 def test_history_of_epochs_that_are_trained_again_is_dropped(tmp_path):

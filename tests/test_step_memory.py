@@ -56,6 +56,8 @@ def test_the_printed_table(monkeypatch, capsys):
     monkeypatch.setattr(step_memory, "step_memory", lambda prepare: prepare())
     step_memory.main(["--batches", "1", "3"])
     rows = capsys.readouterr().out.splitlines()[2:]
-    assert len(rows) == len(asked) == 8
+    assert len(asked) == 8 and rows[8] == "" and len(rows) == 8 + 3 + 4
+    # Static in float32 with 1 and 3 images takes 1 and 2 GiB, half a GiB an image: of 12 GB 10.5 are left.
+    assert rows[11] == "| static | float32 | 18 | 40 | 145 |"
     assert rows[0] == "| static | float32 | 1 | 0.50 | 1.00 |" and asked[0] == (1, False, torch.float32)
     assert rows[7] == "| dynamic | bfloat16 | 3 | 0.50 | 8.00 |" and asked[7] == (3, True, torch.bfloat16)

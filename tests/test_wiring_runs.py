@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import main_ssdd
+from datasets.errors import InputError
+from datasets.voc import read_ids
 from engine import runs
 from engine.passes import image_pass
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
@@ -114,6 +117,26 @@ def test_a_batch_of_a_pass_is_a_function_of_the_list_alone(tiny_voc, tmp_path, m
     monkeypatch.setattr(runs, "picture_digest", lambda root, name: f"{ord(name) + (name == 'f'):016x}")
     with made(is_done=set("abcdefgh").__contains__) as left:
         assert list(left.to_do) == ["f"]
+
+
+def test_the_next_image_is_read_beside_the_work_on_one_and_an_error_comes_at_its_own_place(tiny_voc, tmp_path):
+    ids, read = read_ids(tiny_voc, "train")[:4], {}
+    started = {image_id: threading.Event() for image_id in ids}
+
+    def reading(image_id):
+        started[image_id].set()
+        if image_id == ids[3]:
+            raise InputError(f"{image_id} is bad")
+        return f"content of {image_id}"
+
+    made = image_pass(tiny(tiny_voc, tmp_path), "pass", tmp_path, ids, lambda _: False, lambda: None)
+    with pytest.raises(InputError, match=f"{ids[3]} is bad"), made as left:
+        for image_id, content in left.read_ahead(reading):
+            read[image_id] = content
+            place = ids.index(image_id)
+            assert started[ids[place + 1]].wait(60)  # while this one is worked on
+            assert not any(started[later].is_set() for later in ids[place + 2 :])  # and no more are kept
+    assert read == {image_id: f"content of {image_id}" for image_id in ids[:3]}
 
 
 @pytest.mark.parametrize("name", NEXT)

@@ -40,7 +40,6 @@ class Classifier(ResNet38):
             return F.relu(self.fc8(conv6))
 
 
-@torch.no_grad()
 def multiscale_cam(
     classifier: Classifier, image: np.ndarray, classes: Tensor, scales: tuple[float, ...], normalise
 ) -> Tensor:
@@ -56,15 +55,29 @@ def multiscale_cam(
     Returns:
         K×H×W float32 in 0…1 on the classifier's device.
     """
-    device = classifier.fc8.weight.device
+    return summed_cam(classifier, scaled_images(image, scales), image.shape[:2], classes, normalise)
+
+
+def scaled_images(image: np.ndarray, scales: tuple[float, ...]) -> list[Tensor]:
+    """What the classifier is shown of an image, 1×3×h×w uint8 on the CPU each; see `multiscale_cam`."""
     height, width = image.shape[:2]
+    sizes = [(max(1, round(width * scale)), max(1, round(height * scale))) for scale in scales]
+    whole = Image.fromarray(image)
+    scaled = [np.array(whole.resize(size, Image.Resampling.BICUBIC)) for size in sizes]
+    return [torch.from_numpy(pixels).movedim(-1, 0)[None] for pixels in scaled]
+
+
+@torch.no_grad()
+def summed_cam(
+    classifier: Classifier, images: list[Tensor], size: tuple[int, int], classes: Tensor, normalise
+) -> Tensor:
+    """`multiscale_cam` of an image of `size` (H, W) that was scaled before."""
+    device = classifier.fc8.weight.device
     total = 0
-    for scale in scales:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        pixels = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-        x = normalise(torch.from_numpy(pixels).movedim(-1, 0)[None].to(device))
+    for image in images:
+        x = normalise(image.to(device))
         cam = classifier.cam(torch.cat([x, x.flip(-1)])).float()[:, classes]
         straight, mirrored = cam.chunk(2)
-        total = total + resize(straight + mirrored.flip(-1), (height, width))
+        total = total + resize(straight + mirrored.flip(-1), size)
     total = total[0]
     return total / (total.amax(dim=(1, 2), keepdim=True) + 1e-5)

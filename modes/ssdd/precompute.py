@@ -8,6 +8,7 @@ import torch
 
 from datasets.errors import InputError
 from datasets.pictures import difference_colours, write_picture
+from datasets.samples.seeds import SeedSamples
 from datasets.seed_store import read_seed, save_differences, store_path
 from datasets.voc import class_names, image_size, read_present, write_mask
 from engine import checkpoint, distributed, runs, stages
@@ -37,6 +38,20 @@ def run(config: Config) -> None:
     made_from = [weights, dd_weights, *samples.seeds.values(), *runs.training_data(config)]
     runs.claim(config, STAGE, made_from)
     step = StaticStep(segmentation, ddnet, integration(config)).to(device, memory_format=layout).eval()
+    write_maps(config, step, samples, folder, device)
+    if distributed.rank() == 0:
+        refresh(config)
+        print(f"mode 1: {folder} is complete; next: {stages.command(config, 'mode 2')}")
+
+
+def write_maps(config: Config, step: StaticStep, samples: SeedSamples, folder: Path, device: torch.device) -> None:
+    """Go over the images: the network on the device, reading and writing in processes beside it.
+
+    Args:
+        step: in evaluation mode.
+        folder: receives the files of each image that has none yet.
+    """
+    layout = distributed.memory_format(device, config.width)
 
     def is_done(image_id: str) -> bool:
         names = (f"{image_id}{end}" for end in (".npz", ".png", "_dk.png", "_da.png"))
@@ -45,7 +60,7 @@ def run(config: Config) -> None:
     refreshed = partial(refresh_now_and_then, config)
     how, pair = seed_integration(config), tuple(samples.seeds.values())
     with (
-        image_pass(config, STAGE, folder, ids, is_done, refreshed, ("--eval_batch", config.eval_batch)) as left,
+        image_pass(config, STAGE, folder, samples.ids, is_done, refreshed, ("--eval_batch", config.eval_batch)) as left,
         torch.inference_mode(),
     ):
         for batch in Batches(config, samples, left.keys(partial(epoch_seed, config.seed)), device):
@@ -54,9 +69,6 @@ def run(config: Config) -> None:
             maps = [torch.cat(one, dim=1).cpu().numpy() for one in ([m.d_k for m in modules], [m.d_a for m in modules])]
             for image_id, d_k, d_a in zip(batch["id"], *maps, strict=True):
                 left.write(image_id, store, config.voc_root, folder, image_id, pair, (d_k, d_a), how)
-    if distributed.rank() == 0:
-        refresh(config)
-        print(f"mode 1: {folder} is complete; next: {stages.command(config, 'mode 2')}")
 
 
 def static_weights(config: Config) -> tuple[Path, Path]:
