@@ -265,12 +265,14 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "engine/runs.py": [
         ("inputs not held", "        locks.lock_for_reading(folder)\n", "", "tests/test_locks.py::test_what_a_run_reads_is_not_made_anew_meanwhile"),
         ("inputs no part of the identity", '(*_settings(config, stage), "made_from")', "_settings(config, stage)", f"{_CONFIG}folder_made_from_other_weights_is_refused"),
-        ("folders without identity", 'return str(read_config(path / "config.json")["identity"])', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("identity of all settings", '[:16]\n    own["stage"]', '[:16] + str(config.workers)\n    own["stage"]', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("--fresh forgotten", "if config.fresh and folder.exists() and not same_job(path):", "if False:", f"{_CONFIG}fresh_moves_the_old_folder_aside_each_time"),
         ("--fresh at every restart", " and not same_job(path):", ":", "tests/test_joining.py::test_fresh_moves_aside_once_a_job"),
         ("epoch asked for ignored", "checkpoint_path(folder, network, epoch or last)", "checkpoint_path(folder, network, last)", MODE_1),
         ("half-written files stay", "    remove_partial(folder)\n", "", "tests/test_faults.py::test_what_a_killed_run_left_half_written_is_removed"),
+    ],
+    "engine/notes.py": [
+        ("folders without identity", 'return str(read_config(path / "config.json")["identity"])', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
     ],
     "engine/stages.py": [
         ("masks of all sources in one folder", 'fixed = f"fixed_{re.sub(r\'[:/]\', \'_\', source)}_" if source else ""', 'fixed = ""', "tests/test_fixed.py::test_each_source_has_its_own_run_and_masks[psa]"),

@@ -17,7 +17,7 @@ from datasets import coco
 from datasets.errors import InputError
 from datasets.seed_store import load_maps, read_seed, save_maps, seed_path, store_path
 from datasets.voc import CLASSES, image_path, mask_path, open_image, read_ids, write_mask
-from engine import checkpoint, distributed, passes, runs, stages
+from engine import checkpoint, distributed, notes, passes, runs, stages
 from prepare_labels import make_aff_labels, make_cam_labels
 from script import make_pages
 from tests.conftest import as_flags, labels_folder
@@ -72,20 +72,20 @@ def test_every_of_several_folders_of_one_name_is_known_by_its_content(own_run, t
 def test_a_strangers_config_beside_masks_hides_no_change(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"tool": "grabcut"}))
     write_mask(tmp_path / "x.png", np.zeros((4, 4), np.uint8))
-    before = runs.digest(tmp_path)
+    before = notes.digest(tmp_path)
     write_mask(tmp_path / "x.png", np.ones((4, 4), np.uint8))
-    assert runs.digest(tmp_path) != before and runs.stage_folder(tmp_path) is None
+    assert notes.digest(tmp_path) != before and runs.stage_folder(tmp_path) is None
 
 
 def test_a_region_that_changes_or_moves_is_seen_beside_any_other_picture(tmp_path):
     for name in ("overview.png", "one/1.png", "two/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_mask(tmp_path / name, np.zeros((4, 4), np.uint8))
-    seen = {runs.digest(tmp_path)}
+    seen = {notes.digest(tmp_path)}
     os.rename(tmp_path / "one" / "1.png", tmp_path / "two" / "1.png")
-    seen.add(runs.digest(tmp_path))
+    seen.add(notes.digest(tmp_path))
     write_mask(tmp_path / "two" / "1.png", np.ones((4, 4), np.uint8))
-    seen.add(runs.digest(tmp_path))
+    seen.add(notes.digest(tmp_path))
     assert len(seen) == 3
 
 
@@ -105,9 +105,9 @@ def test_regions_behind_a_link_are_known_by_their_content(tmp_path):
     write_mask(tmp_path / "elsewhere" / "1.png", np.zeros((4, 4), np.uint8))
     (tmp_path / "regions").mkdir()
     (tmp_path / "regions" / "x").symlink_to(tmp_path / "elsewhere")
-    before = runs.digest(tmp_path / "regions")
+    before = notes.digest(tmp_path / "regions")
     write_mask(tmp_path / "elsewhere" / "1.png", np.full((4, 4), 255, np.uint8))
-    assert runs.digest(tmp_path / "regions") != before
+    assert notes.digest(tmp_path / "regions") != before
 
 
 def test_an_outline_that_pycocotools_could_not_count_is_refused():

@@ -17,7 +17,7 @@ from datasets.archive import open_archive, packed_weights, unpacked_weights
 from datasets.errors import InputError, program
 from datasets.seed_store import load_maps, read_fields
 from datasets.voc import open_image, read_ids
-from engine import commands, distributed, history, runs, workers
+from engine import commands, distributed, history, notes, workers
 from script import make_pages
 from settings.config import demo
 from tests.conftest import as_flags
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
         lambda path: read_fields(path, ()),
         weights.load,
         open_image,
-        lambda path: runs.read_config(path),
+        lambda path: notes.read_config(path),
         lambda path: history.read(path.parent),
         lambda path: open_archive(path).__enter__(),
         lambda path: import_labels.read_maps(path, "aff_crf", np.array([0]), (1, 1)),

@@ -28,7 +28,7 @@ from datasets.errors import InputError, program
 from datasets.files import PARTIAL, atomic_write, read_bytes, refuse_among_others, refuse_overwrite
 from datasets.seed_store import LARGEST_STORE, load_differences, load_maps, read_fields, seed_path, store_path
 from datasets.voc import class_names, image_size, list_path, mask_path, read_ids, read_mask, write_mask
-from engine import checkpoint, runs, seeds, stages
+from engine import checkpoint, notes, runs, seeds, stages
 from evaluation.masks import evaluate
 from settings.config import FIELDS, Config
 from settings.field import RUN, STAGE
@@ -41,7 +41,7 @@ _LARGEST_WEIGHTS = 1 << 34
 def about_run(config: Config, kind: str, folder: Path | None) -> dict:
     """What pack.json says of where its parts come from; no path of this machine is in it."""
     made = runs.stage_folder(folder) if folder else None
-    stored = runs.read_config(made / "config.json") if made else {}
+    stored = notes.read_config(made / "config.json") if made else {}
     kept = [name for name, entry in FIELDS.items() if entry.metadata["reach"] in (RUN, STAGE) and name in stored]
     return {
         "kind": kind,
@@ -55,7 +55,7 @@ def about_run(config: Config, kind: str, folder: Path | None) -> dict:
 
 def list_of(config: Config, ids: list[str]) -> dict:
     path = list_path(config.voc_root, config.train_split)
-    return {"split": config.train_split, "list": runs.digest(path), "images": len(ids)}
+    return {"split": config.train_split, "list": notes.digest(path), "images": len(ids)}
 
 
 def miou_of(folder: Path, config: Config, ids: list[str]) -> float | None:
