@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from datasets.errors import InputError
-from datasets.files import atomic_write, is_config, remove_partial
+from datasets.files import atomic_write, is_config, refuse_links, remove_partial
 from datasets.voc import CLASSES_FILE, annotation_path, check_pixels, image_path, list_path, read_ids, read_present
 from engine import distributed, locks, stages
 from engine.notes import MADE_FROM, digest, notes_of, picture_digest, pictures_digest, read_config
@@ -192,6 +192,8 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
         while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
             number += 1
         folder.rename(aside)
+        locks.lock_for_writing(folder)  # a link may have led elsewhere
+    refuse_links(folder)
     remove_partial(folder)
     if path.exists():
         stored = read_config(path)

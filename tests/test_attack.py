@@ -240,6 +240,33 @@ def test_a_pass_goes_on_in_the_precision_in_which_it_began(own_run, tmp_path, ca
     assert "precision float32, now bfloat16" in refused(make_cam_labels.main, flags, tmp_path, capsys)
 
 
+@pytest.mark.parametrize("mode", ["1", "3"])
+def test_a_pass_goes_on_with_the_batch_with_which_it_began(mode, own_run, tmp_path, capsys):
+    """Convolutions round differently in batches of another size."""
+    flags = [*as_flags(replace(own_run, eval_batch=2)), f"--mode={mode}"]
+    assert "eval_batch 1, now 2" in refused(main_ssdd.main, flags, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("link", ["mask", "ID.png", "history.jsonl", "the folder itself"])
+def test_nothing_is_written_through_a_link_over_what_is_read(link, own_run, tmp_path, capsys):
+    folder, root = stages.folder(own_run, "mode 3"), Path(own_run.voc_root)
+    image_id = read_ids(root, "val")[0]
+    original, place = {
+        "mask": (root / "SegmentationClass", folder / "mask"),
+        "ID.png": (mask_path(root, image_id), folder / "mask" / f"{image_id}.png"),
+        "history.jsonl": (root / "ImageSets" / "Segmentation" / "val.txt", folder / "history.jsonl"),
+        "the folder itself": (root / "SegmentationClass", folder),
+    }[link]
+    (shutil.rmtree if place.is_dir() else os.remove)(place)
+    place.symlink_to(original)
+    (folder / "made_from.txt").unlink(missing_ok=True)
+    before = {path: path.read_bytes() for path in root.rglob("*.*g") if path.is_file()}
+    assert str(place) in refused(main_ssdd.main, ["--mode=3", *as_flags(own_run)], tmp_path, capsys)
+    runs.claim(replace(own_run, fresh=True), "mode 3", [])
+    assert [path.name for path in folder.iterdir()] == ["config.json"] and not folder.is_symlink()
+    assert {path: path.read_bytes() for path in root.rglob("*.*g") if path.is_file()} == before
+
+
 def test_an_image_counts_once(own_voc):
     path = own_voc / "ImageSets" / "Segmentation" / "train.txt"
     first = read_ids(own_voc, "train")[0]

@@ -281,3 +281,16 @@ def test_the_authors_archive(tmp_path, capsys):
     assert "archive" in read_record(root)["masks"] and coco.check(root)
     archive_file(folder, "train", "COCO_train2014_3", mask, ("unicorn", 9))
     assert "unicorn" in refused(capsys, "prepare", folder, "--to", root)
+
+
+@pytest.mark.parametrize("change", ["another class", "a class", "no class"])
+def test_an_archive_whose_annotation_changed_is_prepared_anew(change, tmp_path):
+    folder, root, mask = tmp_path / "archive", tmp_path / "root", np.zeros((10, 14), np.uint8)
+    before, after = {"another class": ("cat", "dog"), "a class": ("", "dog"), "no class": ("cat", "")}[change]
+    archive_file(folder, "val", "COCO_val2014_1", mask, ("person", 9))
+    for name in (before, after):
+        archive_file(folder, "train", "COCO_train2014_1", mask, *([(name, 9)] if name else []))
+        coco.prepare(folder, root, "smaller", "ignore")
+    names = class_names(root)
+    assert [names[c] for c in np.flatnonzero(read_present(root, "COCO_train2014_1"))[1:]] == [after] * bool(after)
+    assert list_path(root, "train_aug").read_text() == "COCO_train2014_1\n" * bool(after)

@@ -159,8 +159,9 @@ def test_an_archive_replaces_no_picture(own_run, tmp_path, capsys):
 @pytest.mark.parametrize("word", ["0", "-1", "abc", ""])
 def test_a_number_of_processes_on_this_machine_that_cannot_be(word, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", word)
-    with pytest.raises(InputError, match="LOCAL_WORLD_SIZE="):
-        workers.at_most_cores(1)
+    for reader in (lambda: workers.at_most_cores(1), lambda: distributed._usable("cuda", several=True)):
+        with pytest.raises(InputError, match="LOCAL_WORLD_SIZE="):
+            reader()
 
 
 def test_weights_with_two_names_for_one_storage_are_packed():
@@ -179,7 +180,7 @@ def test_a_job_whose_marker_is_damaged_is_done_again(damage, tmp_path, monkeypat
             marker = tmp_path / "done" / "one_job.json"
             marker.write_bytes(damage.encode("utf-8", "surrogateescape"))
             assert commands.minutes_of_work(tmp_path) == 0
-        commands.run_all(tmp_path, [job], 1)
+        commands.run_all(tmp_path, [job], 1, {})
         assert len(done) == times
     assert commands.minutes_of_work(tmp_path) > 0
 
