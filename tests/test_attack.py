@@ -20,7 +20,7 @@ from datasets.voc import CLASSES, image_path, mask_path, open_image, read_ids, w
 from engine import checkpoint, distributed, notes, passes, runs, stages
 from prepare_labels import make_aff_labels, make_cam_labels
 from script import make_pages
-from tests.conftest import as_flags, labels_folder
+from tests.conftest import as_flags, labels_folder, tiny
 from tests.test_bad_input import refused
 from tests.test_locks import end, holder
 from tools import eval_masks, import_images, pack, predict, seed_rivals
@@ -240,31 +240,36 @@ def test_a_pass_goes_on_in_the_precision_in_which_it_began(own_run, tmp_path, ca
     assert "precision float32, now bfloat16" in refused(make_cam_labels.main, flags, tmp_path, capsys)
 
 
-@pytest.mark.parametrize("mode", ["1", "3"])
-def test_a_pass_goes_on_with_the_batch_with_which_it_began(mode, own_run, tmp_path, capsys):
+@pytest.mark.parametrize("stage", ["mode 1", "mode 3"])
+def test_a_pass_goes_on_with_the_batch_with_which_it_began(stage, tiny_config):
     """Convolutions round differently in batches of another size."""
-    flags = [*as_flags(replace(own_run, eval_batch=2)), f"--mode={mode}"]
-    assert "eval_batch 1, now 2" in refused(main_ssdd.main, flags, tmp_path, capsys)
+    for _ in range(2):
+        runs.claim(tiny_config, stage, [])
+    with pytest.raises(InputError, match="eval_batch 1, now 2"):
+        runs.claim(replace(tiny_config, eval_batch=2), stage, [])
 
 
 @pytest.mark.parametrize("link", ["mask", "ID.png", "history.jsonl", "the folder itself"])
-def test_nothing_is_written_through_a_link_over_what_is_read(link, own_run, tmp_path, capsys):
-    folder, root = stages.folder(own_run, "mode 3"), Path(own_run.voc_root)
-    image_id = read_ids(root, "val")[0]
+def test_nothing_is_written_through_a_link_over_what_is_read(link, own_voc, tmp_path):
+    config = tiny(own_voc, tmp_path / "out")
+    folder = stages.folder(config, "mode 3")
+    image_id = read_ids(own_voc, "val")[0]
     original, place = {
-        "mask": (root / "SegmentationClass", folder / "mask"),
-        "ID.png": (mask_path(root, image_id), folder / "mask" / f"{image_id}.png"),
-        "history.jsonl": (root / "ImageSets" / "Segmentation" / "val.txt", folder / "history.jsonl"),
-        "the folder itself": (root / "SegmentationClass", folder),
+        "mask": (own_voc / "SegmentationClass", folder / "mask"),
+        "ID.png": (mask_path(own_voc, image_id), folder / "mask" / f"{image_id}.png"),
+        "history.jsonl": (own_voc / "ImageSets" / "Segmentation" / "val.txt", folder / "history.jsonl"),
+        "the folder itself": (own_voc / "SegmentationClass", folder),
     }[link]
-    (shutil.rmtree if place.is_dir() else os.remove)(place)
+    if link != "the folder itself":
+        runs.claim(config, "mode 3", [])
+    place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(original)
-    (folder / "made_from.txt").unlink(missing_ok=True)
-    before = {path: path.read_bytes() for path in root.rglob("*.*g") if path.is_file()}
-    assert str(place) in refused(main_ssdd.main, ["--mode=3", *as_flags(own_run)], tmp_path, capsys)
-    runs.claim(replace(own_run, fresh=True), "mode 3", [])
+    with pytest.raises(InputError, match=rf"^{place} (is a link|holds files, but no config)"):
+        runs.claim(config, "mode 3", [])
+    runs.claim(replace(config, fresh=True), "mode 3", [])
     assert [path.name for path in folder.iterdir()] == ["config.json"] and not folder.is_symlink()
-    assert {path: path.read_bytes() for path in root.rglob("*.*g") if path.is_file()} == before
+    assert mask_path(own_voc, image_id).exists()
+    assert folder.with_name(f".{folder.name}.lock").exists()  # of the new folder, not of what the link led to
 
 
 def test_an_image_counts_once(own_voc):

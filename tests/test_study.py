@@ -3,13 +3,11 @@
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
 from datasets.demo import make_demo
 from datasets.errors import InputError
-from datasets.seed_store import store_path
 from datasets.voc import image_path, mask_path, read_ids
 from engine import commands
 from evaluation.masks import evaluate
@@ -154,21 +152,21 @@ def test_too_few_images(tmp_path, capsys):
 @pytest.mark.parametrize("tool", [study, growth])
 @pytest.mark.parametrize("changed", ["photographs or annotations", "true masks", "seeds or labels", ""])
 def test_what_is_done_is_not_believed_once_what_it_was_made_from_has_changed(
-    tool, changed, own_run, tmp_path, capsys, monkeypatch
+    tool, changed, own_voc, tmp_path, capsys, monkeypatch
 ):
     """Neither done again nor shown: of one folder some stages could be of the old inputs, others of the new."""
-    ran, root, ids = [], Path(own_run.voc_root), read_ids(own_run.voc_root, "train_aug")
+    ran, ids, config = [], read_ids(own_voc, "train_aug"), tiny(own_voc, tmp_path / "all")
     monkeypatch.setattr(commands, "run_command", lambda command, log: ran.append(command))
     monkeypatch.setattr(tool, "run_command", lambda command, log: exit("all is done"))
-    own = dataclasses.replace(own_run, out=str(tmp_path / "all"))
-    flags = [*as_flags(own), "--jobs=1"]
+    flags = [*as_flags(config), "--jobs=1"]
     if tool is study:
-        masks = shutil.copytree(root / "SegmentationClass", tmp_path / "masks")
-        flags += ["--seeds=1", "--variant-seeds=0", f"--advice=masks:{masks}"]
-        seed = masks / f"{ids[0]}.png"
+        seeds = tmp_path / "masks"
+        flags += ["--seeds=1", "--variant-seeds=0", f"--advice=masks:{seeds}"]
     else:
-        flags += ["--sizes", "2", "4", f"--labels={own_run.out}"]
-        seed = store_path(labels_folder(own_run, "out_aff"), ids[0])
+        chain = dataclasses.replace(config, out=str(tmp_path / "labels"))
+        seeds = labels_folder(chain, "out_aff")
+        flags += ["--sizes", "2", "4", f"--labels={chain.out}"]
+    shutil.copytree(own_voc / "SegmentationClass", seeds)
     counts = []
     for _ in range(2):
         with pytest.raises(SystemExit, match="all is done"):
@@ -183,9 +181,12 @@ def test_what_is_done_is_not_believed_once_what_it_was_made_from_has_changed(
         with pytest.raises(SystemExit, match="all is done"):
             tool.main(flags)
         return
-    photo = image_path(root, ids[0])
-    victim = {"photographs or annotations": photo, "true masks": mask_path(root, ids[0]), "seeds or labels": seed}
-    victim[changed].write_bytes(victim[changed].with_stem(ids[1]).read_bytes())
+    victim = {
+        "photographs or annotations": image_path(own_voc, ids[0]),
+        "true masks": mask_path(own_voc, ids[0]),
+        "seeds or labels": seeds / f"{ids[0]}.png",
+    }[changed]
+    victim.write_bytes(victim.with_stem(ids[1]).read_bytes())
     said = refused(tool.main, flags, tmp_path, capsys)
     assert f"was made from other {changed} than are there now: give another --out" in said
     assert len(ran) == counts[0]
