@@ -280,10 +280,10 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("folders without identity", 'return str(read_config(path / "config.json")["identity"])', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
     ],
     "engine/commands.py": [
-        ("other photographs believed", "notes.pictures_digest(config, split) for split", '"" for split', f"{_JOBS}[photographs or annotations-tool0]"),
-        ("other true masks believed", "for image_id in ids),", "for image_id in ()),", f"{_JOBS}[true masks-tool0]"),
-        ("other seeds believed", "for folder in read)", "for folder in ())", f"{_JOBS}[seeds or labels-tool1]"),
-        ("no word of what was read", '"made_from": inputs, ', "", f"{_JOBS}[photographs or annotations-tool0]"),
+        ("other photographs believed", "notes.pictures_digest(config, split) for split", '"" for split', f"{_JOBS}[photographs or annotations-tools.study]"),
+        ("other true masks believed", "for image_id in ids),", "for image_id in ()),", f"{_JOBS}[true masks-tools.study]"),
+        ("other seeds believed", "for folder in read)", "for folder in ())", f"{_JOBS}[seeds or labels-tools.growth]"),
+        ("no word of what was read", '"made_from": inputs, ', "", f"{_JOBS}[photographs or annotations-tools.study]"),
     ],
     "engine/stages.py": [
         ("masks of all sources in one folder", 'fixed = f"fixed_{re.sub(r\'[:/]\', \'_\', source)}_" if source else ""', 'fixed = ""', "tests/test_fixed.py::test_each_source_has_its_own_run_and_masks[psa]"),
