@@ -112,6 +112,20 @@ def refuse_overwrite(written: Iterable[str | Path], read: Iterable[str | Path]) 
             raise InputError(f"{path} is read here and would be written over: name another place for the result")
 
 
+def refuse_links(folder: Path) -> None:
+    """Refuse links in a folder that is to be filled: what is written there could come to lie over true masks.
+
+    Raises:
+        InputError: there is one; a folder that is a link itself is none.
+    """
+    link = next((path for path in folder.rglob("*") if path.is_symlink()), None)
+    if link:
+        raise InputError(
+            f"{link} is a link, through which results could be written over other files: put what it leads to in its "
+            f"place, or give --fresh, which moves {folder} aside; that folder itself may be a link"
+        )
+
+
 def refuse_among_others(written: str | Path) -> None:
     """Refuse a result that would lie among the files of a stage or of a data set, one of which it might replace.
 

@@ -4,7 +4,6 @@ A weights file is a state dict, as the released ones are, or {"state_dict", "con
 what network it belongs to.
 """
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -166,10 +165,9 @@ def save(path: str | Path, content) -> None:
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # how torch reports a full disk
-            free = shutil.disk_usage(temporary.parent).free >> 20
-            reason = str(error).splitlines()[0]
-            raise InputError(f"cannot write {path}, on a disk with {free} MiB left ({reason}): make room") from error
+        except RuntimeError as error:
+            # Of a full disk torch says that its archive is at an unexpected place; the system's reason lies behind it.
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def save_weights(

@@ -77,6 +77,18 @@ def _started_several() -> bool:
     return True
 
 
+def processes_here() -> int:
+    """The processes of this run on this machine, as torchrun has said.
+
+    Raises:
+        InputError: LOCAL_WORLD_SIZE is no number of processes.
+    """
+    word = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not word.isdecimal() or int(word) < 1:
+        raise InputError(f"LOCAL_WORLD_SIZE={word[:40]!a}: start with torchrun, or unset it")
+    return int(word)
+
+
 def _usable(device: str, several: bool) -> torch.device:
     """The device that --device names, for this process.
 
@@ -91,7 +103,7 @@ def _usable(device: str, several: bool) -> torch.device:
         if trouble:  # silently on a CPU a run would take weeks
             raise InputError(f"there is a GPU that torch cannot use ({trouble}): mend that, or give --device=cpu")
     if device == "cuda" or (several and device.startswith("cuda")):
-        needed, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        needed, there = processes_here(), torch.cuda.device_count()
         if 0 < there < needed:
             raise InputError(f"{needed} processes on this machine, which has {there} GPUs: --nproc_per_node={there}")
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -241,7 +253,7 @@ def faults(batch_flag: str, batch: int) -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error)
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
-            less = f"{batch_flag}={batch // 2}" if batch > 1 else "smaller sizes or --device=cpu"
+            less = f"{batch_flag}={batch // 2} --fresh" if batch > 1 else "smaller sizes or --device=cpu"
             raise InputError(f"out of memory with {batch_flag}={batch}: try {less}; what is done is kept") from None
         if "DataLoader worker" in reason or "Too many open files" in reason:
             said = reason.splitlines()[0]

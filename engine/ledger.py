@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets import coco
 from datasets.errors import InputError
 from datasets.voc import CLASSES, class_names, list_path, mask_path, read_ids
-from engine import runs, stages
+from engine import notes, runs, stages
 from engine.seeds import OLD_NAMES
 from evaluation import expected
 from evaluation.expected import AFTER, MASK, Expected
@@ -128,7 +128,7 @@ def open_run(out: Path, modelid: str, root: str | None = None) -> Run:
     Raises:
         InputError: there is no such run, or its data set is not there.
     """
-    filled = [(name, path, runs.read_config(path / "config.json")) for name, path in runs.folders_of(out, modelid)]
+    filled = [(name, path, notes.read_config(path / "config.json")) for name, path in runs.folders_of(out, modelid)]
     filled = [(name, path, stored) for name, path, stored in filled if not _later_folder(out, modelid, name, path)]
     if not filled:
         raise InputError(f"{out} holds no run named '{modelid}': name the --out folder of one, and its --modelid")

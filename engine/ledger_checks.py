@@ -12,7 +12,7 @@ import numpy as np
 from datasets.errors import InputError
 from datasets.seed_store import load_maps, seed_path
 from datasets.voc import CLASSES, IGNORE, list_path, mask_path, read_ids, read_mask
-from engine import checkpoint, runs, stages
+from engine import checkpoint, notes, stages
 from engine.ledger import EVALUATIONS, Entry, Finding, Known, Run, differing
 from evaluation import expected
 from evaluation.masks import masks_of
@@ -47,7 +47,7 @@ def _digest(path: Path) -> str:
 
 @cache
 def _digest_of(path: Path, _stamp: int) -> str:
-    return runs.digest(path)
+    return notes.digest(path)
 
 
 def split_of(entry: Entry) -> str:
@@ -67,8 +67,8 @@ def check_list(run: Run, number: int, known: Known) -> Iterator[Finding]:
     if noted != noting[0]:
         yield Finding("list", f"it worked on another {split}.txt than the stages before it", command)
         return
-    if runs.digest(path) != noted:
-        if runs.digest(path) not in noting:  # else it was changed between two stages, and the later one says so
+    if notes.digest(path) != noted:
+        if notes.digest(path) not in noting:  # else it was changed between two stages, and the later one says so
             yield Finding("list", f"{path} was changed after this stage had read it", command)
         return
     ids = read_ids(run.root, split)

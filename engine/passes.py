@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import distributed, runs
+from engine import distributed
 from engine.history import note_pass
 from engine.loading import Key
-from engine.notes import MADE_FROM, WITHDRAWN, add_notes, notes_of
+from engine.notes import MADE_FROM, WITHDRAWN, add_notes, notes_of, picture_digest
 from engine.progress import progress
 from engine.workers import Workers, at_most_cores
 from settings.config import Config
@@ -66,7 +66,7 @@ def write_and_note(notes: Path, note: dict[str, str], function: Callable, *argum
 
 def made_from(root: str, image_id: str, how: str) -> str:
     """What an image's files are made from, 16 hexadecimal digits."""
-    picture = runs.picture_digest(root, image_id)
+    picture = picture_digest(root, image_id)
     return hashlib.sha256(f"{picture} {how}".encode()).hexdigest()[:16] if how else picture
 
 

@@ -5,23 +5,22 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
 from datasets.errors import InputError
-from datasets.files import atomic_write, content_digest, is_config, read_bytes, remove_partial
+from datasets.files import atomic_write, is_config, refuse_links, remove_partial
 from datasets.voc import CLASSES_FILE, annotation_path, check_pixels, image_path, list_path, read_ids, read_present
 from engine import distributed, locks, stages
-from engine.notes import MADE_FROM, notes_of
+from engine.notes import MADE_FROM, digest, notes_of, picture_digest, pictures_digest, read_config
 from settings import crf
 from settings.common import LARGEST_INPUT
 from settings.config import Config, from_stored, settings_of
 from settings.ssdd import INTEGRATION
 
-_LARGEST_CONFIG = 1 << 20
 PICTURES = "pictures"  # the photographs, among what a stage was made from
 
 
@@ -193,6 +192,8 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
         while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
             number += 1
         folder.rename(aside)
+        locks.lock_for_writing(folder)  # a link may have led elsewhere
+    refuse_links(folder)
     remove_partial(folder)
     if path.exists():
         stored = read_config(path)
@@ -235,21 +236,6 @@ def _differs(stored: dict, own: dict, name: str) -> bool:
     return name in stored and stored[name] != own[name]
 
 
-def read_config(path: Path) -> dict:
-    """The Config that a stage left.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    try:
-        stored = json.loads(read_bytes(path, _LARGEST_CONFIG))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as a Config ({error}); move {path.parent} aside") from None
-    if not isinstance(stored, dict):
-        raise InputError(f"{path} is no Config; move {path.parent} aside")
-    return stored
-
-
 def stored_config(out: Path, modelid: str, stage: str) -> Config:
     """The Config of a stage of a run below `out`.
 
@@ -262,44 +248,6 @@ def stored_config(out: Path, modelid: str, stage: str) -> Config:
         return from_stored(read_config(path))
     except (TypeError, ValueError) as error:
         raise InputError(f"{path} cannot be used ({error}); move {path.parent} aside") from None
-
-
-def digest(path: Path, by_content: bool = False) -> str:
-    """What a file holds, what a stage's folder was made from, or what masks lie in a folder that others filled.
-
-    Args:
-        by_content: of a stage's folder too, what lies in it.
-    """
-    if not by_content and is_config(path / "config.json"):
-        return str(read_config(path / "config.json")["identity"])
-    if path.is_dir():
-        # Masks, or regions, which have a file or a folder an image; a folder may be a link, which rglob does not enter.
-        below = (*path.glob("*"), *path.glob("*/*"))
-        found = sorted(file for file in below if file.suffix in (".png", ".npz", ".json"))
-        names = "".join(f"{file.relative_to(path)} {content_digest(file)}\n" for file in found)
-        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
-    return content_digest(path)
-
-
-def digest_of(paths: Iterable[Path]) -> str:
-    """What some files hold, with their names; a missing one counts as missing."""
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(f"{path.name} {content_digest(path) if path.exists() else 'missing'}\n".encode())
-    return total.hexdigest()[:16]
-
-
-def picture_digest(root: str, image_id: str) -> str:
-    """What a photograph and its annotation hold."""
-    return digest_of([image_path(root, image_id), annotation_path(root, image_id)])
-
-
-def pictures_digest(config: Config, split: str) -> str:
-    """The same of all images of a list."""
-    if not list_path(config.voc_root, split).exists():
-        return ""
-    total = "".join(picture_digest(config.voc_root, image_id) for image_id in read_ids(config.voc_root, split))
-    return hashlib.sha256(total.encode()).hexdigest()[:16]
 
 
 def image_ids(config: Config, split: str, scales: str = "") -> list[str]:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 import cv2
 import torch
 
-from datasets.errors import InputError
+from engine.distributed import processes_here
 from models.crf import CrfKernel
 from settings.config import Config
 
@@ -21,11 +21,8 @@ def at_most_cores(wanted: int) -> int:
     Raises:
         InputError: LOCAL_WORLD_SIZE is no number of processes.
     """
-    word = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if not word.isdecimal() or int(word) < 1:
-        raise InputError(f"LOCAL_WORLD_SIZE={word[:40]!a}: start with torchrun, or unset it")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(wanted, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return min(wanted, max(1, cores // processes_here()))
 
 
 def crf_kernel(config: Config) -> CrfKernel:

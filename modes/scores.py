@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets.files import atomic_write
 from datasets.voc import list_path, mask_path
-from engine import runs, stages
+from engine import notes, stages
 from evaluation.masks import as_markdown, evaluate
 from settings import crf
 from settings.config import Config
@@ -26,7 +26,7 @@ def report(config: Config, stage: str, ids: list[str], kinds: dict[str, Path]) -
     path = stages.folder(config, stage) / f"result_{config.split}.json"
     masks = [folder / f"{image_id}.png" for folder in kinds.values() for image_id in ids]
     truths = [mask_path(config.voc_root, image_id) for image_id in ids]
-    seen = runs.digest_of([list_path(config.voc_root, config.split), *masks, *truths])
+    seen = notes.digest_of([list_path(config.voc_root, config.split), *masks, *truths])
     results = figures_of_before(path, kinds, seen)
     if not results:
         results = {kind: evaluate(folder, config.voc_root, ids) for kind, folder in kinds.items()}
@@ -40,7 +40,7 @@ def report(config: Config, stage: str, ids: list[str], kinds: dict[str, Path]) -
 def figures_of_before(path: Path, kinds: dict[str, Path], seen: str) -> dict[str, dict]:
     """The stored figures, if they were computed from the same list and masks; else none."""
     if path.exists():
-        stored = runs.read_config(path)
+        stored = notes.read_config(path)
         if stored.get("made_from") == seen and all(isinstance(stored.get(kind), dict) for kind in kinds):
             return {kind: stored[kind] for kind in kinds}
     return {}

@@ -62,7 +62,7 @@ class Machine:
         1024, MACHINE, (0, 1 << 16), NONE, "that run CRFs, and 16 that load data; at most a process' share of cores"
     )
     crf_workers: bool = setting(True, MACHINE, SWITCH, NONE, "run the training step's pydensecrf in worker processes")
-    eval_batch: int = setting(4, RUN, (1, 4096), NONE, "images a forward pass of modes 1 and 3 (ours)")
+    eval_batch: int = setting(4, RUN, (1, 4096), ("mode 1", "mode 3"), "images a forward pass of modes 1 and 3 (ours)")
     pictures: int = setting(8, RUN, (0, 10_000), NONE, "training images whose pictures are logged each epoch (ours)")
 
 

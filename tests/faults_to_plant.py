@@ -27,6 +27,8 @@ RUNS = "tests/test_wiring_runs.py::test_"
 PRECISION = f"{RUNS}every_program_computes_in_the_precision_it_is_told"
 MADE_FROM = f"{RUNS}every_folder_says_what_it_was_made_from"
 NEXT = f"{RUNS}every_program_names_the_one_that_comes_next"
+_ATTACK = "tests/test_attack.py::test_"
+_JOBS = "tests/test_study.py::test_what_is_done_is_not_believed_once_what_it_was_made_from_has_changed"
 PSA = f"{_LABELS}psa_and_its_crf_are_those_of_the_reference"
 EVAL = f"{_LABELS}eval_masks_counts_as_one_does_by_hand"
 RELEASED = f"{_CONFIG}released_recipe_changes_differences_3_to_9_only"
@@ -235,6 +237,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("handlers stay", "            signal.signal(number, handler)\n", "            pass\n", SIGNALS),
     ],
     "engine/distributed.py": [
+        ("any number of processes", "if not word.isdecimal() or int(word) < 1:", "if False:", "tests/test_surprises.py::test_a_number_of_processes_on_this_machine_that_cannot_be"),
         ("bfloat16 and float32 confused", 'return precision == "bfloat16"', 'return precision == "float32"', MODE_0),
         ("shards overlap", "items[rank() :: processes()]", "items[rank() :]", f"{_TRAINING}shards_of_a_list_are_disjoint_and_complete"),
         ("other code not noticed", "if differs:", "if False:", "tests/test_joining.py::test_machines_of_different_code_are_refused"),
@@ -243,10 +246,11 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("GPUs by the global rank", "'LOCAL_RANK'", "'RANK'", "tests/test_distributed.py::test_every_gpu_gets_an_index"),
     ],
     "engine/workers.py": [
-        ("every process takes all cores", '// int(os.environ.get("LOCAL_WORLD_SIZE", 1))', "", "tests/test_joining.py::test_processes_share_the_cores"),
+        ("every process takes all cores", "// processes_here()", "", "tests/test_joining.py::test_processes_share_the_cores"),
         ("kernel's terms swapped", "        config.crf_gaussian_sxy,\n        config.crf_gaussian_weight,", "        config.crf_gaussian_weight,\n        config.crf_gaussian_sxy,", MODE_3),
     ],
     "engine/checkpoint.py": [
+        ("torch's word on a full disk", "error.__context__ if isinstance(error.__context__, OSError) else error from None", "InputError(str(error)) from None", "tests/test_checkpoint.py::test_a_disk_that_is_full_is_named_as_the_reason"),
         ("`module.` kept", '{key.removeprefix("module."): tensor', "{key: tensor", "tests/test_checkpoint.py::test_weights_load_with_and_without_module_in_front"),
         ("views saved whole", "value.detach().cpu().clone()", "value.detach().cpu()", "tests/test_checkpoint.py::test_a_view_is_saved_alone"),
         ("classes not kept", '"classes": list(classes)', '"classes": []', MODE_0),
@@ -265,12 +269,21 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "engine/runs.py": [
         ("inputs not held", "        locks.lock_for_reading(folder)\n", "", "tests/test_locks.py::test_what_a_run_reads_is_not_made_anew_meanwhile"),
         ("inputs no part of the identity", '(*_settings(config, stage), "made_from")', "_settings(config, stage)", f"{_CONFIG}folder_made_from_other_weights_is_refused"),
-        ("folders without identity", 'return str(read_config(path / "config.json")["identity"])', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("identity of all settings", '[:16]\n    own["stage"]', '[:16] + str(config.workers)\n    own["stage"]', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
         ("--fresh forgotten", "if config.fresh and folder.exists() and not same_job(path):", "if False:", f"{_CONFIG}fresh_moves_the_old_folder_aside_each_time"),
         ("--fresh at every restart", " and not same_job(path):", ":", "tests/test_joining.py::test_fresh_moves_aside_once_a_job"),
         ("epoch asked for ignored", "checkpoint_path(folder, network, epoch or last)", "checkpoint_path(folder, network, last)", MODE_1),
+        ("links in a result folder", "    refuse_links(folder)\n", "", f"{_ATTACK}nothing_is_written_through_a_link_over_what_is_read[mask]"),
         ("half-written files stay", "    remove_partial(folder)\n", "", "tests/test_faults.py::test_what_a_killed_run_left_half_written_is_removed"),
+    ],
+    "engine/notes.py": [
+        ("folders without identity", 'return str(read_config(path / "config.json")["identity"])', 'return ""', f"{_CONFIG}a_change_of_an_early_stage_reaches_the_last"),
+    ],
+    "engine/commands.py": [
+        ("other photographs believed", "notes.pictures_digest(config, split) for split", '"" for split', f"{_JOBS}[photographs or annotations-tools.study]"),
+        ("other true masks believed", "for image_id in ids),", "for image_id in ()),", f"{_JOBS}[true masks-tools.study]"),
+        ("other seeds believed", "for folder in read)", "for folder in ())", f"{_JOBS}[seeds or labels-tools.growth]"),
+        ("no word of what was read", '"made_from": inputs, ', "", f"{_JOBS}[photographs or annotations-tools.study]"),
     ],
     "engine/stages.py": [
         ("masks of all sources in one folder", 'fixed = f"fixed_{re.sub(r\'[:/]\', \'_\', source)}_" if source else ""', 'fixed = ""', "tests/test_fixed.py::test_each_source_has_its_own_run_and_masks[psa]"),
@@ -356,6 +369,12 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("union counts the hits twice", "[: len(hit)] - hit", "[: len(hit)]", EVAL),
         ("mean over all classes", "np.nanmean(per_class)", "np.nan_to_num(per_class).mean()", EVAL),
     ],
+    "tools/coco.py": [
+        ("annotations of an archive believed", " and read_bytes(annotation, 1 << 20) == content.encode()", "", "tests/test_coco.py::test_an_archive_whose_annotation_changed_is_prepared_anew"),
+    ],
+    "tools/pack.py": [
+        ("figures of other true masks compared", ' and found.about.get("judged") == truths_of(config, ids)', "", "tests/test_pack.py::test_figures_of_other_true_masks_are_not_compared"),
+    ],
     "tools/eval_masks.py": [
         ("the training list", "read_ids(arguments.voc_root, arguments.split)", 'read_ids(arguments.voc_root, "train")', EVAL),
     ],
@@ -365,6 +384,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("mode 3 left out of all", 'ALL = "0123"', 'ALL = "012"', ALL),
     ],
     "settings/common.py": [
+        ("another batch within a pass", '("mode 1", "mode 3"), "images a forward', 'NONE, "images a forward', f"{_ATTACK}a_pass_goes_on_with_the_batch_with_which_it_began"),
         ("seed not passed on", "seed: int = setting(0, RUN,", "seed: int = setting(0, STAGE,", PASSED_ON),
         ("width no part of the labels", "setting(1.0, RUN, (1 / 64, 1), (*BACKBONE, *RECURSEED)", "setting(1.0, RUN, (1 / 64, 1), SEGMENTING", CLAIMED),
         ("CRF no part of the labels", 'CRF = (*LABEL_MAKING, "make_icd_labels", "mode 2", "mode 3")', 'CRF = ("make_icd_labels", "mode 2", "mode 3")', CLAIMED),

@@ -17,10 +17,10 @@ from datasets import coco
 from datasets.errors import InputError
 from datasets.seed_store import load_maps, read_seed, save_maps, seed_path, store_path
 from datasets.voc import CLASSES, image_path, mask_path, open_image, read_ids, write_mask
-from engine import checkpoint, distributed, passes, runs, stages
+from engine import checkpoint, distributed, notes, passes, runs, stages
 from prepare_labels import make_aff_labels, make_cam_labels
 from script import make_pages
-from tests.conftest import as_flags, labels_folder
+from tests.conftest import as_flags, labels_folder, tiny
 from tests.test_bad_input import refused
 from tests.test_locks import end, holder
 from tools import eval_masks, import_images, pack, predict, seed_rivals
@@ -72,20 +72,20 @@ def test_every_of_several_folders_of_one_name_is_known_by_its_content(own_run, t
 def test_a_strangers_config_beside_masks_hides_no_change(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"tool": "grabcut"}))
     write_mask(tmp_path / "x.png", np.zeros((4, 4), np.uint8))
-    before = runs.digest(tmp_path)
+    before = notes.digest(tmp_path)
     write_mask(tmp_path / "x.png", np.ones((4, 4), np.uint8))
-    assert runs.digest(tmp_path) != before and runs.stage_folder(tmp_path) is None
+    assert notes.digest(tmp_path) != before and runs.stage_folder(tmp_path) is None
 
 
 def test_a_region_that_changes_or_moves_is_seen_beside_any_other_picture(tmp_path):
     for name in ("overview.png", "one/1.png", "two/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_mask(tmp_path / name, np.zeros((4, 4), np.uint8))
-    seen = {runs.digest(tmp_path)}
+    seen = {notes.digest(tmp_path)}
     os.rename(tmp_path / "one" / "1.png", tmp_path / "two" / "1.png")
-    seen.add(runs.digest(tmp_path))
+    seen.add(notes.digest(tmp_path))
     write_mask(tmp_path / "two" / "1.png", np.ones((4, 4), np.uint8))
-    seen.add(runs.digest(tmp_path))
+    seen.add(notes.digest(tmp_path))
     assert len(seen) == 3
 
 
@@ -105,9 +105,9 @@ def test_regions_behind_a_link_are_known_by_their_content(tmp_path):
     write_mask(tmp_path / "elsewhere" / "1.png", np.zeros((4, 4), np.uint8))
     (tmp_path / "regions").mkdir()
     (tmp_path / "regions" / "x").symlink_to(tmp_path / "elsewhere")
-    before = runs.digest(tmp_path / "regions")
+    before = notes.digest(tmp_path / "regions")
     write_mask(tmp_path / "elsewhere" / "1.png", np.full((4, 4), 255, np.uint8))
-    assert runs.digest(tmp_path / "regions") != before
+    assert notes.digest(tmp_path / "regions") != before
 
 
 def test_an_outline_that_pycocotools_could_not_count_is_refused():
@@ -238,6 +238,38 @@ def test_a_pass_goes_on_in_the_precision_in_which_it_began(own_run, tmp_path, ca
     store_path(labels_folder(own_run, "out_cam"), read_ids(own_run.voc_root, "train_aug")[0]).unlink()
     flags = as_flags(replace(own_run, precision="bfloat16"))
     assert "precision float32, now bfloat16" in refused(make_cam_labels.main, flags, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("stage", ["mode 1", "mode 3"])
+def test_a_pass_goes_on_with_the_batch_with_which_it_began(stage, tiny_config):
+    """Convolutions round differently in batches of another size."""
+    for _ in range(2):
+        runs.claim(tiny_config, stage, [])
+    with pytest.raises(InputError, match="eval_batch 1, now 2"):
+        runs.claim(replace(tiny_config, eval_batch=2), stage, [])
+
+
+@pytest.mark.parametrize("link", ["mask", "ID.png", "history.jsonl", "the folder itself"])
+def test_nothing_is_written_through_a_link_over_what_is_read(link, own_voc, tmp_path):
+    config = tiny(own_voc, tmp_path / "out")
+    folder = stages.folder(config, "mode 3")
+    image_id = read_ids(own_voc, "val")[0]
+    original, place = {
+        "mask": (own_voc / "SegmentationClass", folder / "mask"),
+        "ID.png": (mask_path(own_voc, image_id), folder / "mask" / f"{image_id}.png"),
+        "history.jsonl": (own_voc / "ImageSets" / "Segmentation" / "val.txt", folder / "history.jsonl"),
+        "the folder itself": (own_voc / "SegmentationClass", folder),
+    }[link]
+    if link != "the folder itself":
+        runs.claim(config, "mode 3", [])
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(original)
+    with pytest.raises(InputError, match=rf"^{place} (is a link|holds files, but no config)"):
+        runs.claim(config, "mode 3", [])
+    runs.claim(replace(config, fresh=True), "mode 3", [])
+    assert [path.name for path in folder.iterdir()] == ["config.json"] and not folder.is_symlink()
+    assert mask_path(own_voc, image_id).exists()
+    assert folder.with_name(f".{folder.name}.lock").exists()  # of the new folder, not of what the link led to
 
 
 def test_an_image_counts_once(own_voc):

@@ -1,5 +1,8 @@
 """Weights files: what loads, and what is refused without running anything in it."""
 
+import errno
+import io
+import os
 import pickle
 import re
 from pathlib import Path
@@ -9,6 +12,7 @@ import torch
 from torch import nn
 
 from datasets.errors import InputError
+from engine import checkpoint
 from engine.checkpoint import load, load_into, load_state, save, save_weights
 from models.psa.classifier import Classifier
 from models.ssdd.segmentation import SegmentationNetwork
@@ -213,3 +217,25 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         save(path, {"a": torch.zeros(1)})
     assert torch.equal(load_state(path)["a"], torch.ones(1))
     assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]
+
+
+@pytest.mark.parametrize(
+    ("bytes_left", "floats"), [(0, 1), (1000, 1), (0, 100_000), (1000, 100_000), (450_000, 100_000)]
+)
+def test_a_disk_that_is_full_is_named_as_the_reason(bytes_left, floats, tmp_path, monkeypatch):
+    """Of a write that fails torch says "unexpected pos"."""
+    size = {"left": bytes_left}
+
+    class Full(io.FileIO):
+        def write(self, data):
+            size["left"] -= len(data)
+            if size["left"] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "open", lambda path, mode: io.BufferedWriter(Full(path, mode)), raising=False)
+    with pytest.raises(InputError) as error:
+        save(tmp_path / "w.pth", {"a": torch.zeros(floats), "b": torch.zeros(floats)})
+    assert str(error.value) == f"cannot write {tmp_path / 'w.pth'}: No space left on device"
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 
 from datasets.coco import CLASSES, paint, picture_classes, read_instances
-from datasets.voc import class_names, list_path, mask_path, read_ids, read_image, read_mask, read_present
+from datasets.voc import (
+    annotation_path,
+    class_names,
+    list_path,
+    mask_path,
+    read_ids,
+    read_image,
+    read_mask,
+    read_present,
+)
 from tools import coco
 from tools.coco import read_record
 
@@ -281,3 +290,16 @@ def test_the_authors_archive(tmp_path, capsys):
     assert "archive" in read_record(root)["masks"] and coco.check(root)
     archive_file(folder, "train", "COCO_train2014_3", mask, ("unicorn", 9))
     assert "unicorn" in refused(capsys, "prepare", folder, "--to", root)
+
+
+@pytest.mark.parametrize("change", ["another class", "a class", "no class"])
+def test_an_archive_whose_annotation_changed_is_prepared_anew(change, tmp_path):
+    folder, root, mask = tmp_path / "archive", tmp_path / "root", np.zeros((10, 14), np.uint8)
+    before, after = {"another class": ("cat", "dog"), "a class": ("", "dog"), "no class": ("cat", "")}[change]
+    archive_file(folder, "val", "COCO_val2014_1", mask, ("person", 9))
+    for name in (before, after):
+        archive_file(folder, "train", "COCO_train2014_1", mask, *([(name, 9)] if name else []))
+        coco.prepare(folder, root, "smaller", "ignore")
+    annotation = annotation_path(root, "COCO_train2014_1").read_text()
+    assert annotation.count("<name>") == bool(after) and f"<name>{after}</name>" in f"{annotation}<name></name>"
+    assert list_path(root, "train_aug").read_text() == "COCO_train2014_1\n" * bool(after)

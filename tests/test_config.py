@@ -274,10 +274,14 @@ def test_other_width_is_refused_with_both_named(tmp_path):
         ("make_cam_labels", ["cam_scales", "crf_sxy", "width"], ["lr", "seed", "eval_scales"]),
         ("train_aff", ["aff_lr", "seed"], ["cls_lr", "lr"]),
         ("make_aff_labels", ["walk_power", "alpha_walk"], ["alpha_low", "seed"]),
-        ("mode 0", ["lr", "static_side", "bn"], ["dynamic_side", "crf_eval", "seed_target", "static_checkpoint"]),
-        ("mode 1", ["crop", "seed_bias", "precompute_augmented"], ["lr", "eval_size"]),
+        (
+            "mode 0",
+            ["lr", "static_side", "bn"],
+            ["dynamic_side", "eval_batch", "crf_eval", "seed_target", "static_checkpoint"],
+        ),
+        ("mode 1", ["crop", "seed_bias", "precompute_augmented", "eval_batch"], ["lr", "eval_size"]),
         ("mode 2", ["move_maps", "seed_target", "bias", "alpha"], ["static_side", "crf_eval", "cls_lr"]),
-        ("mode 3", ["eval_scales", "crf_eval", "head_dilation"], ["lr", "epochs", "static_checkpoint"]),
+        ("mode 3", ["eval_scales", "crf_eval", "head_dilation", "eval_batch"], ["lr", "epochs", "static_checkpoint"]),
     ],
 )
 def test_a_stage_is_claimed_for_what_it_depends_on(stage, uses, does_not_use, tmp_path):

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import main_ssdd
-from engine import runs, stages
+from engine import notes, stages
 from engine.workers import Workers
 from models.crf import CrfKernel, dense_crf, masks_after_crf
 from models.exact_crf import BilateralFilter, exact_crf, exact_masks
@@ -160,16 +160,16 @@ def test_auto_takes_the_faster_and_goes_on_with_what_was_taken(own_run, monkeypa
     flags = ["--mode=2", *as_flags(own_run), "--crf=auto"]
     config = stages.folder(own_run, "mode 2") / "config.json"
     main_ssdd.main([*flags, "--fresh"])
-    assert runs.read_config(config)["crf"] == "pydensecrf"  # on a CPU nothing is measured
+    assert notes.read_config(config)["crf"] == "pydensecrf"  # on a CPU nothing is measured
     assert "mode 2: CRFs of a batch" not in capsys.readouterr().out
     monkeypatch.setattr(dynamic, "exact_is_faster", lambda config, device: True)
     main_ssdd.main(flags)
     assert "takes pydensecrf" in capsys.readouterr().out  # as the run before
     main_ssdd.main([*flags, "--fresh"])
-    assert runs.read_config(config)["crf"] == "exact"
+    assert notes.read_config(config)["crf"] == "exact"
     monkeypatch.setattr(dynamic, "exact_is_faster", lambda config, device: False)
     main_ssdd.main(flags)
-    assert runs.read_config(config)["crf"] == "exact"
+    assert notes.read_config(config)["crf"] == "exact"
 
 
 def test_the_faster_one_is_measured_with_the_steps_own_crfs(own_run, monkeypatch):

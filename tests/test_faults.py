@@ -55,7 +55,7 @@ def test_full_disk_leaves_the_last_checkpoint(own_run):
     command = [sys.executable, "-c", limited, *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "cannot write" in done.stderr and "MiB left" in done.stderr
+    assert done.stderr.count("\n") == 1 and "cannot write" in done.stderr and "File too large" in done.stderr
     assert not state.exists() and not list(Path(own_run.out).rglob(".partial*"))
     main_ssdd.main(flags)
     assert checkpoint.load(state)["epoch"] == 2

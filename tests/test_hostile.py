@@ -29,7 +29,7 @@ from datasets.voc import (
     read_present,
 )
 from datasets.weights import read_pickle
-from engine import checkpoint, history, runs, stages
+from engine import checkpoint, history, notes, runs, stages
 from script import make_pages
 from script.pages.document import write_page
 from settings.common import MOST_PIXELS
@@ -139,7 +139,7 @@ def test_pipes_in_place_of_lists_annotations_and_configs(tmp_path):
         read_ids(tmp_path, "train")
     with pytest.raises(InputError, match=r"x\.xml"):
         read_present(tmp_path, "x")
-    refused(runs.read_config, tmp_path / "config.json")
+    refused(notes.read_config, tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("line", ["../../etc/passwd", "a/b", "..", "/etc/passwd", "a\0b", "~root", "a b c", "-rf", "*"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from datasets.errors import InputError
-from engine import locks, runs, stages
+from engine import locks, notes, runs, stages
 from prepare_labels import make_aff_labels
 from settings.config import demo
 from tests.conftest import as_flags
@@ -50,7 +50,7 @@ def test_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
     end(other)
     runs.claim_folder(folder, demo(), "mode 0", [])
     runs.claim_folder(folder, demo(), "mode 0", [])  # the same process may
-    stored = runs.read_config(folder / "config.json")
+    stored = notes.read_config(folder / "config.json")
     assert torch.__version__.startswith(stored["versions"]["torch"]) and "python" in stored["versions"]
 
 

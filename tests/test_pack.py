@@ -12,7 +12,7 @@ import torch
 
 from datasets import archive
 from datasets.seed_store import load_differences, load_maps, read_seed, save_maps
-from datasets.voc import image_size, read_ids, read_mask, read_present, write_mask
+from datasets.voc import image_size, mask_path, read_ids, read_mask, read_present, write_mask
 from engine import checkpoint, stages
 from evaluation.masks import evaluate
 from tests.conftest import labels_folder
@@ -213,3 +213,18 @@ def test_bad_requests_are_one_line(packed, finished_run, tiny_voc, tmp_path, cap
         assert said in refused(pack.main, flags, capsys)
     assert (tmp_path / "full" / "file").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize("change", ["one is missing", "one is another", "none is here"])
+def test_figures_of_other_true_masks_are_not_compared(change, packed, own_run, tmp_path, capsys):
+    ids = read_ids(own_run.voc_root, "train_aug")
+    truths = [mask_path(own_run.voc_root, image_id) for image_id in ids]
+    if change == "one is another":
+        write_mask(truths[0], np.full_like(read_mask(truths[0]), 3))
+    else:
+        for truth in truths[:1] if change == "one is missing" else truths:
+            truth.unlink()
+    folder = imported(packed / "psa.zip", tmp_path / "theirs", own_run.voc_root)
+    said = capsys.readouterr().out
+    assert len(list(folder.iterdir())) == len(ids) and "not compared" in said
+    assert ("mIoU " in said) == (change != "none is here")

@@ -2,18 +2,19 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
 from datasets.demo import make_demo
 from datasets.errors import InputError
-from datasets.voc import read_ids
+from datasets.voc import image_path, mask_path, read_ids
 from engine import commands
 from evaluation.masks import evaluate
 from settings.config import demo, voc, with_recipe
-from tests.conftest import as_flags, commands_here, tiny
+from tests.conftest import as_flags, commands_here, labels_folder, tiny
 from tests.test_bad_input import refused
-from tools import study
+from tools import growth, study
 from tools.study import BASE, hold_out, jobs, variants
 
 
@@ -146,3 +147,46 @@ def test_too_few_images(tmp_path, capsys):
     make_demo(tmp_path / "VOC2012", 3, 1)
     flags = as_flags(tiny(tmp_path / "VOC2012", tmp_path / "study"))
     assert "at least 5" in refused(study.main, flags, tmp_path / "study", capsys)
+
+
+@pytest.mark.parametrize("tool", [study, growth])
+@pytest.mark.parametrize("changed", ["photographs or annotations", "true masks", "seeds or labels", ""])
+def test_what_is_done_is_not_believed_once_what_it_was_made_from_has_changed(
+    tool, changed, own_voc, tmp_path, capsys, monkeypatch
+):
+    """Neither done again nor shown: of one folder some stages could be of the old inputs, others of the new."""
+    ran, ids, config = [], read_ids(own_voc, "train_aug"), tiny(own_voc, tmp_path / "all")
+    monkeypatch.setattr(commands, "run_command", lambda command, log: ran.append(command))
+    monkeypatch.setattr(tool, "run_command", lambda command, log: exit("all is done"))
+    flags = [*as_flags(config), "--jobs=1"]
+    if tool is study:
+        seeds = tmp_path / "masks"
+        flags += ["--seeds=1", "--variant-seeds=0", f"--advice=masks:{seeds}"]
+    else:
+        chain = dataclasses.replace(config, out=str(tmp_path / "labels"))
+        seeds = labels_folder(chain, "out_aff")
+        flags += ["--sizes", "2", "4", f"--labels={chain.out}"]
+    shutil.copytree(own_voc / "SegmentationClass", seeds)
+    counts = []
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="all is done"):
+            tool.main(flags)
+        counts.append(len(ran))
+    assert counts[0] == counts[1] > 0
+    if not changed:  # an older version noted nothing, and is believed
+        for path in (tmp_path / "all" / "done").iterdir():
+            marker = json.loads(path.read_text())
+            assert marker.pop("made_from")
+            path.write_text(json.dumps(marker))
+        with pytest.raises(SystemExit, match="all is done"):
+            tool.main(flags)
+        return
+    victim = {
+        "photographs or annotations": image_path(own_voc, ids[0]),
+        "true masks": mask_path(own_voc, ids[0]),
+        "seeds or labels": seeds / f"{ids[0]}.png",
+    }[changed]
+    victim.write_bytes(victim.with_stem(ids[1]).read_bytes())
+    said = refused(tool.main, flags, tmp_path, capsys)
+    assert f"was made from other {changed} than are there now: give another --out" in said
+    assert len(ran) == counts[0]

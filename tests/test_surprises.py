@@ -17,7 +17,7 @@ from datasets.archive import open_archive, packed_weights, unpacked_weights
 from datasets.errors import InputError, program
 from datasets.seed_store import load_maps, read_fields
 from datasets.voc import open_image, read_ids
-from engine import commands, distributed, history, runs, workers
+from engine import commands, distributed, history, notes, workers
 from script import make_pages
 from settings.config import demo
 from tests.conftest import as_flags
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
         lambda path: read_fields(path, ()),
         weights.load,
         open_image,
-        lambda path: runs.read_config(path),
+        lambda path: notes.read_config(path),
         lambda path: history.read(path.parent),
         lambda path: open_archive(path).__enter__(),
         lambda path: import_labels.read_maps(path, "aff_crf", np.array([0]), (1, 1)),
@@ -159,8 +159,9 @@ def test_an_archive_replaces_no_picture(own_run, tmp_path, capsys):
 @pytest.mark.parametrize("word", ["0", "-1", "abc", ""])
 def test_a_number_of_processes_on_this_machine_that_cannot_be(word, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", word)
-    with pytest.raises(InputError, match="LOCAL_WORLD_SIZE="):
-        workers.at_most_cores(1)
+    for reader in (lambda: workers.at_most_cores(1), lambda: distributed._usable("cuda", several=True)):
+        with pytest.raises(InputError, match="LOCAL_WORLD_SIZE="):
+            reader()
 
 
 def test_weights_with_two_names_for_one_storage_are_packed():
@@ -179,7 +180,7 @@ def test_a_job_whose_marker_is_damaged_is_done_again(damage, tmp_path, monkeypat
             marker = tmp_path / "done" / "one_job.json"
             marker.write_bytes(damage.encode("utf-8", "surrogateescape"))
             assert commands.minutes_of_work(tmp_path) == 0
-        commands.run_all(tmp_path, [job], 1)
+        commands.run_all(tmp_path, [job], 1, {})
         assert len(done) == times
     assert commands.minutes_of_work(tmp_path) > 0
 

@@ -14,7 +14,7 @@ import torch
 import main_ssdd
 from datasets.errors import InputError
 from datasets.voc import read_ids
-from engine import runs
+from engine import passes
 from engine.passes import image_pass
 from prepare_labels import make_aff_labels, make_cam_labels, train_aff, train_cls
 from tests.conftest import as_flags, tiny
@@ -104,7 +104,7 @@ def test_every_step_and_mode_has_an_identity_of_its_own(whole):
 def test_a_batch_of_a_pass_is_a_function_of_the_list_alone(tiny_voc, tmp_path, monkeypatch):
     """What is done leaves out whole batches only, and of the others nothing is written again."""
     config, ids, written = tiny(tiny_voc, tmp_path), list("abcdefgh"), []
-    monkeypatch.setattr(runs, "picture_digest", lambda root, image_id: f"{ord(image_id):016x}")
+    monkeypatch.setattr(passes, "picture_digest", lambda root, image_id: f"{ord(image_id):016x}")
     made = partial(image_pass, config, "pass", tmp_path, ids, refresh=lambda: None, batch=("--eval_batch", 3))
     with made(is_done=set("abcdg").__contains__) as left:
         for batch in left.keys(lambda place: 10 * place):
@@ -114,7 +114,7 @@ def test_a_batch_of_a_pass_is_a_function_of_the_list_alone(tiny_voc, tmp_path, m
         assert list(left.to_do) == written == list("efh")
     assert json.loads((tmp_path / "history.jsonl").read_text())["images"] == 3
     # What was there without notes has been believed and noted; now f's picture has changed.
-    monkeypatch.setattr(runs, "picture_digest", lambda root, name: f"{ord(name) + (name == 'f'):016x}")
+    monkeypatch.setattr(passes, "picture_digest", lambda root, name: f"{ord(name) + (name == 'f'):016x}")
     with made(is_done=set("abcdefgh").__contains__) as left:
         assert list(left.to_do) == ["f"]
 

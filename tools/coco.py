@@ -210,9 +210,15 @@ def _check_items(place: tuple[Path, Path], items: list[Item], root: Path, lists:
 
 
 def _write_item(root: Path, item: Item, instances: Instances | None, overlap: str, crowd: str) -> None:
-    """Mask, annotation and, last, the photograph's link, which says that the other two are there."""
-    photograph = image_path(root, item.image_id)
-    if photograph.is_symlink() and photograph.exists():
+    """Mask, annotation and, last, the photograph's link, which says that the other two are there.
+
+    The annotations of an archive may have changed since; those that masks.json knows by their digest have not.
+    """
+    photograph, annotation = image_path(root, item.image_id), _annotation_path(root, item.image_id)
+    objects = "".join(f"<object><name>{escape(name)}</name></object>" for name in item.names)
+    content = f"<annotation>{objects}</annotation>\n"
+    there = photograph.is_symlink() and photograph.exists() and annotation.exists()
+    if there and read_bytes(annotation, 1 << 20) == content.encode():
         return
     if instances is None:
         _link(mask_path(root, item.image_id), item.mask)
@@ -221,9 +227,8 @@ def _write_item(root: Path, item: Item, instances: Instances | None, overlap: st
         if size != item.picture.size:
             raise InputError(f"{item.photograph} is {size}, but {instances.path.name} says {item.picture.size}")
         write_mask(mask_path(root, item.image_id), paint(instances, item.picture, overlap, crowd))
-    objects = "".join(f"<object><name>{escape(name)}</name></object>" for name in item.names)
-    with atomic_write(_annotation_path(root, item.image_id)) as temporary:
-        temporary.write_text(f"<annotation>{objects}</annotation>\n", encoding="utf-8")
+    with atomic_write(annotation) as temporary:
+        temporary.write_text(content, encoding="utf-8")
     _link(photograph, item.photograph)
 
 

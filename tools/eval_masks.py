@@ -19,7 +19,7 @@ from pathlib import Path
 from datasets.errors import InputError, program
 from datasets.files import atomic_write, refuse_among_others, refuse_overwrite
 from datasets.voc import CLASSES_FILE, list_path, mask_path, read_ids
-from engine import runs, seeds, stages
+from engine import notes, runs, seeds, stages
 from evaluation import comparison
 from evaluation.masks import as_markdown, evaluate
 from settings import crf
@@ -73,7 +73,7 @@ def crf_of(folder: Path) -> dict | None:
     stage = runs.stage_folder(folder)
     if stage is None:
         return None
-    stored = runs.read_config(stage / "config.json")
+    stored = notes.read_config(stage / "config.json")
     name = str(stored.get("stage"))
     # A stage with a CRF also writes what it was given: the first of several folders, or mask/ beside crf/.
     written = stages.STAGES[name].folders if name in stages.STAGES else ()

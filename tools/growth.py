@@ -26,7 +26,7 @@ from datasets.files import atomic_write
 from datasets.linked import link_with_lists
 from datasets.voc import list_path, mask_path, read_ids
 from engine import runs, stages
-from engine.commands import Job, minutes_of_work, run_all, run_command
+from engine.commands import Job, made_from, minutes_of_work, run_all, run_command
 from evaluation.metrics import mean_and_spread
 from settings.config import Config
 from settings.flags import Parser, add_flags, parsed
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
         link_labels(labels, out / f"seed{seed}")
     todo = jobs(config, chosen, seeds, chain_is_made=labels is not None)
     started = time.perf_counter()
-    run_all(out, todo, arguments.jobs)
+    run_all(out, todo, arguments.jobs, made_from(config, ["all"], labels))
     minutes = (time.perf_counter() - started) / 60
 
     rows = rows_of(config, chosen, judged(config, chosen, seeds))

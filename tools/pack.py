@@ -28,7 +28,7 @@ from datasets.errors import InputError, program
 from datasets.files import PARTIAL, atomic_write, read_bytes, refuse_among_others, refuse_overwrite
 from datasets.seed_store import LARGEST_STORE, load_differences, load_maps, read_fields, seed_path, store_path
 from datasets.voc import class_names, image_size, list_path, mask_path, read_ids, read_mask, write_mask
-from engine import checkpoint, runs, seeds, stages
+from engine import checkpoint, notes, runs, seeds, stages
 from evaluation.masks import evaluate
 from settings.config import FIELDS, Config
 from settings.field import RUN, STAGE
@@ -41,7 +41,7 @@ _LARGEST_WEIGHTS = 1 << 34
 def about_run(config: Config, kind: str, folder: Path | None) -> dict:
     """What pack.json says of where its parts come from; no path of this machine is in it."""
     made = runs.stage_folder(folder) if folder else None
-    stored = runs.read_config(made / "config.json") if made else {}
+    stored = notes.read_config(made / "config.json") if made else {}
     kept = [name for name, entry in FIELDS.items() if entry.metadata["reach"] in (RUN, STAGE) and name in stored]
     return {
         "kind": kind,
@@ -55,13 +55,18 @@ def about_run(config: Config, kind: str, folder: Path | None) -> dict:
 
 def list_of(config: Config, ids: list[str]) -> dict:
     path = list_path(config.voc_root, config.train_split)
-    return {"split": config.train_split, "list": runs.digest(path), "images": len(ids)}
+    return {"split": config.train_split, "list": notes.digest(path), "images": len(ids)}
 
 
 def miou_of(folder: Path, config: Config, ids: list[str]) -> float | None:
     """mIoU of seeds on the images of a list that have true masks; None if there are none."""
     judged = [image_id for image_id in ids if mask_path(config.voc_root, image_id).exists()]
     return evaluate(folder, config.voc_root, judged)["miou"] if judged else None
+
+
+def truths_of(config: Config, ids: list[str]) -> str:
+    """What the true masks of a list hold, on which `miou_of` judges; masks that are missing are not judged."""
+    return notes.digest_of([mask_path(config.voc_root, image_id) for image_id in ids])
 
 
 def seed_parts(folder: Path, ids: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -91,7 +96,11 @@ def pack(config: Config, what: str, target: Path) -> str:
             runs.need_all([folder / f"{i}{source.ending}" for i in ids], stages.command(config, source.stage))
         else:
             seeds.need(config, source, ids)
-        about |= {"source": what.partition(":")[0], "miou": miou_of(folder, config, ids)}
+        about |= {
+            "source": what.partition(":")[0],
+            "miou": miou_of(folder, config, ids),
+            "judged": truths_of(config, ids),
+        }
         parts = seed_parts(folder, ids)
     count = archive.write_archive(target, about, parts)
     figure = f", mIoU {100 * about['miou']:.2f}" if about.get("miou") is not None else ""
@@ -184,12 +193,16 @@ def import_images(found: Archive, folder: Path, config: Config, ids: list[str]) 
                 np.savez_compressed(file, **fields)
         check(path, (height, width), classes)
     said = f"imported {found.about['kind']} of {len(parts)} images"
-    noted, here = found.about.get("miou"), None
-    if found.about["kind"] == "seeds":
-        here = miou_of(folder, config, ids)
-    if noted is not None and here is not None and abs(noted - here) > 1e-9:
+    if found.about["kind"] != "seeds":
+        return said
+    noted, here = found.about.get("miou"), miou_of(folder, config, ids)
+    compared = noted is not None and found.about.get("judged") == truths_of(config, ids)
+    if compared and here is not None and abs(noted - here) > 1e-9:
         raise InputError(f"the archive says mIoU {noted!r}, its masks have {here!r} on these true masks: it is refused")
-    return said + (f", mIoU {100 * here:.2f}" if here is not None else "")
+    figure = f", mIoU {100 * here:.2f}" if here is not None else ""
+    if noted is not None and not compared:
+        figure += " (not compared with the archive's, which is of other true masks)"
+    return said + figure
 
 
 def check_seed(path: Path, size: tuple[int, int], classes: int) -> None:

@@ -35,7 +35,7 @@ from datasets.voc import (
     read_mask,
     read_present,
 )
-from engine import runs, seeds, stages
+from engine import notes, runs, seeds, stages
 from evaluation.metrics import confusion, mean_and_spread, mean_iou
 from evaluation.readings import Detection, Spreads, by_mean_and_spread, masks_by_readings, rules_for
 from evaluation.rivals import (
@@ -185,7 +185,7 @@ def flags_by_spread(how: Integration, spreads: Spreads, reading: str) -> dict[st
 def network_figures(config: Config) -> dict[str, float]:
     """mIoU of the dynamic network's masks by their kind, as mode 3 stored them for val; none if it has not run."""
     path = stages.folder(replace(config, seed_source=""), "mode 3") / "result_val.json"
-    stored = runs.read_config(path) if path.exists() else {}
+    stored = notes.read_config(path) if path.exists() else {}
     kinds = {kind: figures.get("miou") for kind, figures in stored.items() if isinstance(figures, dict)}
     return {kind: value for kind, value in kinds.items() if isinstance(value, float)}
 

@@ -24,7 +24,7 @@ from datasets.linked import link_with_lists
 from datasets.samples.seeds import SeedSamples
 from datasets.voc import list_path, read_ids
 from engine import seeds, stages
-from engine.commands import Job, minutes_of_work, run_all, run_command
+from engine.commands import Job, made_from, minutes_of_work, run_all, run_command
 from evaluation.masks import evaluate
 from evaluation.metrics import mean_and_spread
 from settings.config import Config
@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     config = replace(config, voc_root=hold_out(config))
     todo = jobs(config, arguments.seeds, arguments.variant_seeds)
     started = time.perf_counter()
-    run_all(out, todo, arguments.jobs)
+    run_all(out, todo, arguments.jobs, made_from(config, [config.train_split, "val"], None))
     minutes = (time.perf_counter() - started) / 60
 
     work = minutes_of_work(out)

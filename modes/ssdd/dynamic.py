@@ -11,7 +11,7 @@ import torch
 from datasets.samples.seeds import StoredDifferences
 from datasets.seed_store import store_path
 from datasets.voc import class_names
-from engine import checkpoint, distributed, runs, stages
+from engine import checkpoint, distributed, notes, runs, stages
 from engine.training import Losses
 from engine.workers import Workers, at_most_cores, crf_kernel
 from models.crf import masks_after_crf
@@ -117,7 +117,7 @@ def with_settled_crf(config: Config, device: torch.device, path: Path) -> Config
     exact = False
     if distributed.rank() == 0:
         goes_on = path.exists() and (not config.fresh or runs.same_job(path))
-        exact = runs.read_config(path).get("crf") == "exact" if goes_on else exact_is_faster(config, device)
+        exact = notes.read_config(path).get("crf") == "exact" if goes_on else exact_is_faster(config, device)
         print(f"mode 2: --crf=auto takes {'exact' if exact else 'pydensecrf'}", flush=True)
     exact = bool(distributed.highest([int(exact)])[0])
     return replace(config, crf="exact" if exact else "pydensecrf")

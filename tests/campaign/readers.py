@@ -16,7 +16,7 @@ from datasets.saliency import read_saliency
 from datasets.seed_store import load_differences, load_maps, save_differences, save_maps
 from datasets.superpixels import read_superpixels, write_superpixels
 from datasets.voc import class_names, image_size, read_ids, read_image, read_mask, read_present
-from engine import checkpoint, history, runs
+from engine import checkpoint, history, notes, runs
 from engine.resume import Standing, read_state, write_state
 from models.psa.classifier import Classifier
 from settings.config import voc
@@ -134,7 +134,7 @@ def readers(work: Path) -> dict[str, Reader]:
         "Config": Reader(
             good("run/config.json"),
             "run/config.json",
-            lambda path: runs.read_config(path),
+            lambda path: notes.read_config(path),
         ),
         "import of CRF maps": Reader(good("crf.npy"), "x.npy", imported("aff_crf", classes)),
         "import of PSA maps": Reader(good("aff.npy"), "x.npy", imported("aff", classes)),
