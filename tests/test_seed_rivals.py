@@ -127,6 +127,11 @@ def test_figures_of_a_run_are_those_of_its_masks(own_run, tmp_path, capsys):
     stored = json.loads((stages.folder(own_run, "mode 3") / "result_val.json").read_text())
     assert result["network"] == {kind: stored[kind]["miou"] for kind in ("mask", "mask after CRF")}
     assert f"| PSA ← PSA+CRF (ssdd) | PSA {mean_and_spread([result['rules']['PSA']['miou']])}, PSA+CRF" in said
+    first, _, row = (line.strip("| ").split(" | ") for line in said.splitlines()[:3])
+    under = dict(zip(first, row, strict=True))
+    for title in ("flags alone", "SSDD, maps by their spread", "static SSDD", "oracle"):
+        assert under[title] == mean_and_spread([result["rules"][title]["miou"]])
+    assert under["network"] == mean_and_spread([stored["mask"]["miou"]])
     assert f"{own_run.out} (seed 0)" in said and "demo preset, train, 6 images, 1 runs" in said
 
 

@@ -196,11 +196,8 @@ def pairs_as_markdown(results: dict[str, dict[str, dict]], seen: str) -> str:
     Args:
         results: {modelid: {out: figures of `judge`}}.
     """
-    lines = [
-        f"| {seen} | each member alone | larger probability | flags alone | maps alone | static SSDD | oracle "
-        "| network | + CRF | published, VOC |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = (seen, "each member alone", *COMPARED, "oracle", "network", "+ CRF", "published, VOC")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for modelid, judged in results.items():
         found = list(judged.values())
         single = found[0]["pair"]
