@@ -35,6 +35,8 @@ _LARGEST_PICTURE = 1 << 28
 _MOST_PIXELS = 1 << 25
 # A progressive JPEG of few bytes can ask for any number of passes over all its pixels.
 _MOST_SCANS = 64
+# Once, as images are read in several threads, and filters of warnings are those of the whole process.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def colour_map() -> np.ndarray:
@@ -200,7 +202,7 @@ def decode(
         InputError: it is missing, damaged, of another format, or too large.
     """
     try:
-        with open_regular(path, _LARGEST_PICTURE) as file, warnings.catch_warnings(action="ignore"):
+        with open_regular(path, _LARGEST_PICTURE) as file:
             image = Image.open(file, formats=formats)
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels are too many, at most {_MOST_PIXELS}: shrink it")

@@ -253,8 +253,9 @@ def faults(batch_flag: str, batch: int) -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error)
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
-            less = f"{batch_flag}={batch // 2} --fresh" if batch > 1 else "smaller sizes or --device=cpu"
-            raise InputError(f"out of memory with {batch_flag}={batch}: try {less}; what is done is kept") from None
+            own = "with --fresh, which starts over: by this stage's own command, not by --mode=all"
+            less = f"{batch_flag}={batch // 2} {own}" if batch > 1 else "smaller sizes or --device=cpu"
+            raise InputError(f"out of memory with {batch_flag}={batch}: try {less}") from None
         if "DataLoader worker" in reason or "Too many open files" in reason:
             said = reason.splitlines()[0]
             raise InputError(f"{said}; what is done is kept. If memory ran out, give a smaller --workers") from None

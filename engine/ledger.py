@@ -21,7 +21,7 @@ from settings.config import Config, from_stored, preset, settings_of, with_netwo
 
 EVALUATIONS = ("mode 3", "recurseed evaluate")  # write masks without and with CRF
 # What may differ between runs whose figures are compared.
-FREE = ("seed", "precision", "seed_source")
+FREE = ("seed", "precision", "eval_batch", "seed_source")
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,8 @@ def check_finite(at: Standing, steps: int, title: str) -> dict[str, float]:
             bad = ", ".join(f"{name} {value:g}" for name, value in zip(names, row.tolist(), strict=True))
             raise InputError(
                 f"{title}: loss not finite at step {at.epoch * steps + step} on images {' '.join(ids)} ({bad}); "
-                "the last checkpoint is kept. Try a lower learning rate, --precision float32 or, in mode 2, "
-                "--warmup_epochs=1; each with --fresh"
+                "the last checkpoint is kept. Try --precision float32, which goes on from it; or, with --fresh, "
+                "a lower learning rate or, in mode 2, --warmup_epochs=1"
             )
     return dict(zip(names, values.mean(dim=0).tolist(), strict=True))
 

@@ -382,7 +382,7 @@ def repetitions(outs: list[Path], modelid: str) -> list[dict]:
             if title not in first:
                 continue
             for name in settings_of(title.split(",")[0]):
-                if name != "seed" and _differs(first[title], config, name):
+                if name not in ("seed", "eval_batch") and _differs(first[title], config, name):
                     raise InputError(
                         f"{title}: {first_out} has --{name}={first[title][name]}, but {out} --{name}={config[name]}: "
                         "these are no repetitions of one run, make a table of each"

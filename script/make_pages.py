@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -87,6 +88,11 @@ def _try(config: Config, *names: str) -> None:
         print(f"pages not made ({type(error).__name__}: {error})", flush=True)
 
 
+def _try_beside(config: Config, *names: str) -> None:
+    with suppress(BrokenPipeError):  # nobody reads what is said: the stage itself will notice
+        _try(config, *names)
+
+
 def refresh_now_and_then(config: Config, *names: str) -> None:
     """refresh by the first process in a thread, unless the last time is less than a few minutes ago.
 
@@ -95,7 +101,7 @@ def refresh_now_and_then(config: Config, *names: str) -> None:
     global _beside
     busy = _beside is not None and _beside.is_alive()
     if time.monotonic() - _made_at > SECONDS_BETWEEN and not busy and distributed.rank() == 0:
-        _beside = threading.Thread(target=_try, args=(config, *names))
+        _beside = threading.Thread(target=_try_beside, args=(config, *names))
         _beside.start()
 
 

@@ -59,7 +59,7 @@ class Machine:
     deterministic: bool = setting(False, MACHINE, SWITCH, NONE, "CUDA: training repeats itself, where torch can")
     compile: bool = setting(False, MACHINE, SWITCH, NONE, "the backbone of modes 0 to 4; the first step takes minutes")
     workers: int = setting(
-        1024, MACHINE, (0, 1 << 16), NONE, "that run CRFs, and 16 that load data; at most a process' share of cores"
+        64, MACHINE, (0, 1024), NONE, "that run CRFs, and 16 that load data; at most a process' share of cores"
     )
     crf_workers: bool = setting(True, MACHINE, SWITCH, NONE, "run the training step's pydensecrf in worker processes")
     eval_batch: int = setting(4, RUN, (1, 4096), ("mode 1", "mode 3"), "images a forward pass of modes 1 and 3 (ours)")

@@ -202,3 +202,12 @@ def test_published_figures_of_a_run(data, recipe, tmp_path):
     causes = [cause.cause for cause in ledger_causes.likely(run, ledger.Entry("recurseed evaluate", tmp_path, {}))]
     assert (causes[0] == "masks") == (data == expected.COCO) and "unpublished" in causes
     assert own == {expected.VOC: [(64.9,) if recipe == "paper" else (65.4,)], expected.COCO: []}[data]
+
+
+def test_the_batch_of_a_pass_and_the_precision_are_no_other_settings():
+    there = {"eval_batch": 4, "precision": "float32", "seed_bias": 0.4, "seed": 0}
+    entry = ledger.Entry(
+        "mode 1", Path("precompute/ssdd"), there | {"eval_batch": 1, "precision": "bfloat16", "seed_bias": 0.5}
+    )
+    known = ledger.Known({entry.key: there}, (), {})
+    assert ledger.differing(entry, known) == {"seed_bias": (0.5, 0.4)}

@@ -180,6 +180,22 @@ def test_pages_are_made_beside_a_stage_that_goes_on_and_its_end_waits_for_them(t
     assert ("index", "dssdd") not in made
 
 
+def test_a_page_made_while_an_epoch_writes_its_pictures_ends_with_the_one_before(run, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(run.out, out)
+    config, page = replace(run, out=str(out)), out / "script" / "sssdd.html"
+    image_id = data_of(page)["samples"][0]["id"]
+    for ending in ("s1.npy", "k1.png"):
+        (path,) = out.glob(f"logs/sssdd_*/imgs/{image_id}_0002_{ending}")
+        kept = path.read_bytes()
+        path.unlink()
+        make_pages.make_pages(config, ("sssdd",))
+        assert data_of(page)["epochs"] == [1] and "1 of" in data_of(page)["note"]
+        path.write_bytes(kept)
+        make_pages.make_pages(config, ("sssdd",))
+        assert data_of(page)["epochs"] == [1, 2]
+
+
 def test_history_of_epochs_that_are_trained_again_is_dropped(tmp_path):
     first = history.History(tmp_path, 0, 10)
     for epoch in (1, 2):

@@ -201,7 +201,7 @@ def import_images(found: Archive, folder: Path, config: Config, ids: list[str]) 
         raise InputError(f"the archive says mIoU {noted!r}, its masks have {here!r} on these true masks: it is refused")
     figure = f", mIoU {100 * here:.2f}" if here is not None else ""
     if noted is not None and not compared:
-        figure += " (not compared with the archive's, which is of other true masks)"
+        figure += " (not compared with the archive's, which is not known to be of these true masks)"
     return said + figure
 
 

@@ -26,7 +26,7 @@ MASKS = ("seed", "decoder", "mixseed")
 ABOUT = (
     "M_rs: what SCG and PAMR make of the CAM; the certain labels are what the decoder learns from, unknown where "
     "CertainFilter is not certain. Pictures are made by the network in evaluation mode, also for epochs before "
-    "RecurSeed and CertainMix start."
+    "RecurSeed and CertainMix start, when the decoder has learned nothing."
 )
 
 

@@ -1,5 +1,6 @@
 """Mode 1: store the static difference maps d_K, d_A of every training image, and the masks they give."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -38,18 +39,26 @@ def run(config: Config) -> None:
     made_from = [weights, dd_weights, *samples.seeds.values(), *runs.training_data(config)]
     runs.claim(config, STAGE, made_from)
     step = StaticStep(segmentation, ddnet, integration(config)).to(device, memory_format=layout).eval()
-    write_maps(config, step, samples, folder, device)
+    write_maps(config, step, samples, folder, device, partial(refresh_now_and_then, config))
     if distributed.rank() == 0:
         refresh(config)
         print(f"mode 1: {folder} is complete; next: {stages.command(config, 'mode 2')}")
 
 
-def write_maps(config: Config, step: StaticStep, samples: SeedSamples, folder: Path, device: torch.device) -> None:
+def write_maps(
+    config: Config,
+    step: StaticStep,
+    samples: SeedSamples,
+    folder: Path,
+    device: torch.device,
+    refresh_pages: Callable[[], None],
+) -> None:
     """Go over the images: the network on the device, reading and writing in processes beside it.
 
     Args:
         step: in evaluation mode.
         folder: receives the files of each image that has none yet.
+        refresh_pages: called after each image.
     """
     layout = distributed.memory_format(device, config.width)
 
@@ -57,10 +66,11 @@ def write_maps(config: Config, step: StaticStep, samples: SeedSamples, folder: P
         names = (f"{image_id}{end}" for end in (".npz", ".png", "_dk.png", "_da.png"))
         return all((folder / name).exists() for name in names)
 
-    refreshed = partial(refresh_now_and_then, config)
     how, pair = seed_integration(config), tuple(samples.seeds.values())
     with (
-        image_pass(config, STAGE, folder, samples.ids, is_done, refreshed, ("--eval_batch", config.eval_batch)) as left,
+        image_pass(
+            config, STAGE, folder, samples.ids, is_done, refresh_pages, ("--eval_batch", config.eval_batch)
+        ) as left,
         torch.inference_mode(),
     ):
         for batch in Batches(config, samples, left.keys(partial(epoch_seed, config.seed)), device):

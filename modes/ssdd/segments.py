@@ -11,10 +11,10 @@ import torch
 from datasets.seed_store import read_seed
 from datasets.segments import need_segments, read_segments
 from datasets.voc import class_names, image_size, write_mask
-from engine import runs, seeds, stages
+from engine import distributed, runs, seeds, stages
 from engine.passes import image_pass
 from models.ssdd.regions import region_advice
-from script.make_pages import refresh_now_and_then
+from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
 
 STAGE = "segments"
@@ -43,6 +43,8 @@ def make(config: Config, ids: list[str]) -> None:
         for image_id in left.to_do:
             size = image_size(config.voc_root, image_id)
             left.write(image_id, write_advice, folder, image_id, knowledge.folder, regions, size, classes)
+    if distributed.rank() == 0:
+        refresh(config, "labels")
 
 
 def write_advice(

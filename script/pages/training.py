@@ -18,6 +18,8 @@ def training_page(config: Config, stage: str, folder: Path) -> dict:
     run = stages.folder(config, stage)
     logged = read_json(run / history.COLUMNS)
     done, epochs = progress_of(run)
+    if logged and done and not _complete(run / "imgs", logged, done):
+        done -= 1  # training, beside which this page is made, is still writing its last pictures
     if not logged or not done or not logged["ids"]:
         raise InputError(f"There are no pictures yet: {stages.command(config, stage)} writes them.")
     samples = [sample(config, run / "imgs", folder, image_id, done, logged["masks"]) for image_id in logged["ids"]]
@@ -37,6 +39,13 @@ def training_page(config: Config, stage: str, folder: Path) -> dict:
         "scale": logged.get("scale", ""),
         "samples": samples,
     }
+
+
+def _complete(pictures: Path, logged: dict, epoch: int) -> bool:
+    """Whether all masks and maps of an epoch are there."""
+    names = [f"{what}.png" for what in logged["masks"]]
+    names += [f"{score}.npy" for *_, score in logged.get("scores", {}).values()]
+    return all((pictures / f"{one}_{epoch:04d}_{name}").exists() for one in logged["ids"] for name in names)
 
 
 def sample(config: Config, pictures: Path, folder: Path, image_id: str, done: int, masks: list[str]) -> dict:

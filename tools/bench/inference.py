@@ -74,7 +74,7 @@ def pass_rows(config: Config, device: torch.device, repeats: int) -> Iterator[di
         own = replace(config, voc_root=str(root), out=str(root / "out"))
         folder = root / "out" / "maps"
         folder.mkdir(parents=True)
-        precompute.write_maps(own, step, samples, folder, device)
+        precompute.write_maps(own, step, samples, folder, device, lambda: None)
         end = time.perf_counter()
     counted = step.moments[UNCOUNTED:]
     times = [after - before for before, after in pairwise([*(began for began, _ in counted), end])]
