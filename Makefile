@@ -77,8 +77,7 @@ demo-icd: .venv/installed
 	  $(OTHERS) --json $(OUT)/seeds_icd.json
 	@echo; $(BIN)/python -m script.make_pages $(FLAGS)
 
-# RecurSeed on the same images, with a wider network; each process mixes the images of its own batch.
-demo-recurseed: FLAGS += --width 0.25
+# RecurSeed on the same images; each process mixes the images of its own batch.
 demo-recurseed: .venv/installed
 	$(BIN)/python -m datasets.demo $(OUT)/VOC2012
 	$(PARALLEL) main_recurseed.py --mode=all $(FLAGS)

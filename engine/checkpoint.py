@@ -27,6 +27,7 @@ SYSTEMS = {
     "fc8.weight": "psa",
     "f9.weight": "psa",
 }
+WIDTH = "--width (and --head_dilation)"  # flags that set the width of most networks
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -93,18 +94,23 @@ def _described(content) -> bool:
     return isinstance(content, dict) and content.keys() == {"state_dict", "config", "classes"}
 
 
-def load_into(network: nn.Module, path: str | Path, new: tuple[str, ...] = (), unused: tuple[str, ...] = ()) -> None:
+def load_into(
+    network: nn.Module, path: str | Path, new: tuple[str, ...] = (), unused: tuple[str, ...] = (), flags: str = WIDTH
+) -> None:
     """Fill `network` from a weights file.
 
     Args:
         new: prefixes of keys that may be missing in the file (layers that start fresh).
         unused: prefixes of keys in the file that are dropped.
+        flags: that set the network's width, for the message.
 
     Raises:
         InputError: other keys are missing or left over, shapes differ (weights of another width), or values are not
             finite.
     """
-    fill(network, {key: value for key, value in load_state(path).items() if not key.startswith(unused)}, path, new)
+    fill(
+        network, {key: value for key, value in load_state(path).items() if not key.startswith(unused)}, path, new, flags
+    )
 
 
 def fill(
@@ -112,7 +118,7 @@ def fill(
     state: dict[str, Tensor],
     path: str | Path,
     new: tuple[str, ...] = (),
-    flags: str = "--width (and --head_dilation)",
+    flags: str = WIDTH,
 ) -> None:
     """`load_into` for a state dict that was brought under the network's keys; `path` is where it came from.
 

@@ -118,7 +118,9 @@ def icd_step(config: Config, device: torch.device, batch: int, half: bool) -> Ca
 def recurseed_cases(config: Config, device: torch.device, bfloat16: bool) -> Iterator[Case]:
     """Seeds of a batch by SCG and PAMR, against the forward pass that they come from, both without gradient."""
     torch.manual_seed(0)
-    step = RecurSeedStep(RecurSeedNetwork(len(CLASSES), config.width)).to(device).train().requires_grad_(False)
+    step = (
+        RecurSeedStep(RecurSeedNetwork(len(CLASSES), config.recurseed_width)).to(device).train().requires_grad_(False)
+    )
     side, batch = config.recurseed_crop, config.recurseed_batch
     x = torch.randn(batch, 3, side, side, device=device)
     present = torch.zeros(batch, len(CLASSES), device=device)

@@ -19,6 +19,7 @@ LISTS = {
 MASK, AFTER = "mask", "mask after CRF"  # the two kinds of an evaluation's masks, as its result file names them
 
 _OURS = "README.md, measured by this project with `make demo`"
+_OUR_RECURSEED = "docs/recurseed.md, measured by this project with `make demo-recurseed`"
 _SSDD = "Shimoda and Yanai, ICCV 2019"
 _PSA = "Ahn and Kwak, CVPR 2018"
 _POWERS = "powers 1, 8; walk 8"
@@ -74,6 +75,18 @@ FIGURES = (
     Expected(DEMO, "mode 1", "ssdd", (50.2, 48.5, 52.7), _OURS),
     Expected(DEMO, "mode 3", MASK, (51.8, 45.3, 51.8), _OURS, "val"),
     Expected(DEMO, "mode 3", AFTER, (48.7, 41.0, 50.1), _OURS, "val", crf="ssdd"),
+    Expected(DEMO, _ICD_STAGE, "icd", (50.5, 47.3, 40.7), "docs/icd.md, measured by this project with `make demo-icd`"),
+    Expected(DEMO, "recurseed labels", "recurseed", (56.3, 54.0, 57.4), _OUR_RECURSEED, background="(1 - max)^2"),
+    Expected(
+        DEMO,
+        "recurseed labels",
+        "recurseed_crf",
+        (58.6, 56.4, 59.4),
+        _OUR_RECURSEED,
+        "train",
+        "(1 - max)^2",
+        "recurseed",
+    ),
     Expected(VOC, _STAGE, "psa", (52.5,), f"{_SSDD}: re-implementation", background=_WALK),
     Expected(VOC, _STAGE, "psa", (58.1,), f"{_PSA}, as submitted", background=_WALK),
     Expected(VOC, _STAGE, "psa", (61.0,), _AUTHORS, background="powers 4, 32; walk 16"),

@@ -11,7 +11,6 @@ from settings.field import (
     MACHINE,
     NONE,
     PASSES,
-    RECURSEED,
     RUN,
     SEGMENTING,
     STAGE,
@@ -70,7 +69,7 @@ class Machine:
 class Backbone:
     """networks, and the crop that they learn from"""
 
-    width: float = setting(1.0, RUN, (1 / 64, 1), (*BACKBONE, *RECURSEED), "factor on all channels; 1 = published")
+    width: float = setting(1.0, RUN, (1 / 64, 1), BACKBONE, "factor on all channels; 1 = published")
     dropout: float = setting(1.0, RUN, (0, 1.999), TRAINED, "factor on the published dropout rates, at most 0.5")
     backbone_dilation: int = setting(4, RUN, (1, 64), BACKBONE, "cells, of b6 and b7, b5 half of it; 4 = published")
     head_dilation: int = setting(12, RUN, (1, 64), SEGMENTING, "cells, of the segmentation head; 12 = published")

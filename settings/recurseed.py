@@ -7,7 +7,7 @@ inference and training programs of the same paper's later version. "ours": nobod
 from dataclasses import dataclass
 
 from settings.crf import ITERATIONS, KERNELS
-from settings.field import COUNT, NONE, RATE, RECURSEED_MAKING, RUN, SWITCH, setting
+from settings.field import COUNT, NONE, RATE, RECURSEED, RECURSEED_MAKING, RUN, SWITCH, setting
 
 TRAIN = ("recurseed train",)
 SHARE = (0, 1)
@@ -19,6 +19,9 @@ _CRF = KERNELS["recurseed"]
 class RecurSeed:
     """RecurSeed and CertainMix (Jo, Yu and Kim)"""
 
+    recurseed_width: float = setting(
+        1.0, RUN, (1 / 64, 2), RECURSEED, "factor on all channels of the network; 1 = published"
+    )
     recurseed_epochs: int = setting(100, RUN, COUNT, NONE, "training (later)")
     recurseed_batch: int = setting(16, RUN, COUNT, TRAIN, "images a step (later)")
     recurseed_lr: float = setting(1e-3, RUN, RATE, TRAIN, "backbone; new layers 10 times this (later)")
@@ -68,6 +71,7 @@ class RecurSeed:
 # The embedded data on a CPU: a few epochs from scratch, which SGD does not learn the classes in. Images are enlarged a
 # little, as a cell of the network is 16 pixels.
 DEMO = {
+    "recurseed_width": 0.25,
     "recurseed_epochs": 24,
     "recurseed_batch": 8,
     "recurseed_lr": 1e-3,

@@ -72,7 +72,14 @@ def root(tmp_path_factory):
 def coco_config(root, out) -> Config:
     """The preset with all that is small in the tests' own."""
     own = replace(tiny(root, out), preset="coco", bn=2, cls_batch=2, aff_batch=2, pictures=1)
-    small = {"icd_width": 0.0625, "icd_crop": 49, "icd_side": 97, "icd_epochs": 1, "icd_batch": 2}
+    small = {
+        "icd_width": 0.0625,
+        "recurseed_width": 0.0625,
+        "icd_crop": 49,
+        "icd_side": 97,
+        "icd_epochs": 1,
+        "icd_batch": 2,
+    }
     small |= {"recurseed_epochs": 3, "recurseed_batch": 2, "recurseed_crop": 64, "recurseed_side": (48, 80)}
     small |= {"recurseed_from": 2, "mix_from": 3, "recurseed_scales": (1.0,), "certain": 0.3}
     config = replace(own, **small)

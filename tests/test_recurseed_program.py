@@ -119,7 +119,7 @@ def test_saved_weights_are_the_average_which_is_not_the_network(done):
     weights = saved(done)
     assert all(torch.equal(weights[key], value) for key, value in average.items())
     assert any(not torch.equal(network[key], value) for key, value in average.items())
-    assert weights.keys() == RecurSeedNetwork(width=done.width).state_dict().keys()
+    assert weights.keys() == RecurSeedNetwork(width=done.recurseed_width).state_dict().keys()
 
 
 class Killed(Exception):
@@ -214,7 +214,7 @@ def test_a_batch_of_one_and_nothing_certain(tiny_voc, tmp_path):
 
 def test_training_starts_from_torchvisions_weights(done, tmp_path, capsys):
     torch.manual_seed(1)
-    backbone = RecurSeedNetwork(width=done.width).model.state_dict()
+    backbone = RecurSeedNetwork(width=done.recurseed_width).model.state_dict()
     given = tmp_path / "resnet50.pth"
     torch.save(backbone | {"fc.weight": torch.zeros(3, 2), "fc.bias": torch.zeros(3)}, given)
     config = replace(done, out=str(tmp_path / "out"), weights=str(given), pictures=0)
@@ -248,7 +248,7 @@ def test_bad_input_is_one_line(done, own_voc, tmp_path, capsys):
     unlabelled.write_text(re.sub(r"<object>.*</object>", "", kept, flags=re.S))
     assert "names no object" in refused("train", early, capsys)
     weights = stages.checkpoint_path(logs(done), "recurseed", 3)
-    assert "another width" in refused("evaluate", replace(early, width=0.125, weights=str(weights)), capsys)
+    assert "another width" in refused("evaluate", replace(early, recurseed_width=0.125, weights=str(weights)), capsys)
     other = tmp_path / "ssdd.pth"
     checkpoint.save_weights(other, torch.nn.Linear(2, 2), done, CLASSES)
     assert "does not fit this network" in refused("evaluate", replace(early, weights=str(other)), capsys)
@@ -276,8 +276,8 @@ def test_settings_that_cannot_work_are_one_line(flags, named, capsys):
 
 def test_a_stage_depends_on_its_own_settings():
     train_on, label_on, judge_on = (set(settings_of(stage)) for stage in stages.RECURSEED)
-    assert {"width", "seed", "epochs", "dropout", "recurseed_lr", "certain", "recurseed_crop"} <= train_on
-    assert {"width", "recurseed_scales", "recurseed_crf_sxy"} <= label_on and "score" in judge_on - label_on
+    assert {"recurseed_width", "seed", "epochs", "dropout", "recurseed_lr", "certain", "recurseed_crop"} <= train_on
+    assert {"recurseed_width", "recurseed_scales", "recurseed_crf_sxy"} <= label_on and "score" in judge_on - label_on
     assert not (train_on | label_on | judge_on) & {"crop", "lr", "bn", "crf_sxy", "knowledge", "backbone_dilation"}
 
 

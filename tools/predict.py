@@ -93,8 +93,8 @@ class Predictor:
         config = self.config
         self.crf, self.device = crf, distributed.start(device)
         self.network = self._filled_network(weights)
-        width = config.icd_width if self.system == "icd" else config.width
-        layout = distributed.memory_format(self.device, width)
+        widths = {"icd": config.icd_width, "recurseed": config.recurseed_width}
+        layout = distributed.memory_format(self.device, widths.get(self.system, config.width))
         self.network.to(self.device, memory_format=layout).eval().requires_grad_(False)
 
     def _filled_network(self, weights: str | Path) -> nn.Module:

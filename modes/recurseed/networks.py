@@ -22,7 +22,7 @@ NETWORK = "recurseed"  # in the names of weights files
 
 def build(config: Config, classes: int) -> RecurSeedNetwork:
     """A fresh network for `classes` classes, background included; its published dropout rates times --dropout."""
-    network = RecurSeedNetwork(classes, config.width)
+    network = RecurSeedNetwork(classes, config.recurseed_width)
     for layer in network.modules():
         if isinstance(layer, nn.Dropout):
             layer.p *= config.dropout
@@ -71,8 +71,8 @@ def trained_network(config: Config, device: torch.device) -> tuple[RecurSeedNetw
     weights = runs.given_weights(config) or runs.last_checkpoint(config, "recurseed train", NETWORK)
     checkpoint.need_classes(weights, config.voc_root)
     network = build(config, len(class_names(config.voc_root)))
-    checkpoint.load_into(network, weights)
-    layout = distributed.memory_format(device, config.width)
+    checkpoint.load_into(network, weights, flags="--recurseed_width")
+    layout = distributed.memory_format(device, config.recurseed_width)
     return network.to(device, memory_format=layout).eval().requires_grad_(False), weights
 
 
@@ -114,7 +114,7 @@ def image_maps(
 
 def network_input(config: Config, device: torch.device, image: np.ndarray) -> torch.Tensor:
     """H×W×3 uint8 → 1×3×H×W normalised, on the device."""
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.recurseed_width)
     return normalise(as_tensor(image)[None].to(device)).contiguous(memory_format=layout)
 
 

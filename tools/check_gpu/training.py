@@ -26,6 +26,7 @@ MOVED = 5e-5  # weights that learn move by more, else a comparison would say not
 # Of the demo preset's networks and pictures, so that every program ends in seconds; the tests take them too.
 SIZES = {
     "width": 0.0625,
+    "recurseed_width": 0.0625,
     "head_dilation": 1,
     "crop": 64,
     "static_side": (64, 72),
