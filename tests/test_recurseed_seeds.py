@@ -187,10 +187,11 @@ def test_normalised_cam_by_hand():
     assert padded[0, 0, 0].tolist() == pytest.approx([0, 1 / 1.00001])
 
 
-def test_no_gradient_through_the_maximum():
+def test_the_gradient_asks_no_cam_to_grow_or_shrink_as_a_whole():
     logits = torch.tensor([[[[2.0, 1.0]]]], requires_grad=True)
-    normalised_cam([logits]).sum().backward()
-    assert logits.grad.flatten().tolist() == pytest.approx([1 / 2.00001] * 2)
+    normalised_cam([logits]).sum().backward()  # 1 + b/a: -b/a², 1/a
+    assert logits.grad.flatten().tolist() == pytest.approx([-1 / 4, 1 / 2], abs=1e-4)
+    assert (logits.grad * logits).sum().item() == pytest.approx(0, abs=1e-4)
 
 
 def test_chosen_classes_and_back():

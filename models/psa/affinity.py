@@ -14,7 +14,6 @@ from models.resnet38 import ResNet38, he_initialise, scaled
 from settings.common import CELL
 
 RADIUS = 5  # affinity is known between cells strictly closer than this
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
 class AffinityNet(ResNet38):
@@ -136,7 +135,9 @@ def _walk(pairs: Tensor, maps: Tensor, power: float, steps: int) -> Tensor:
     step = torch.sparse_coo_tensor(
         affinity.indices(), affinity.values() / degree[rows], affinity.shape, is_coalesced=True, check_invariants=False
     )
-    step = step.to_sparse_csr()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        step = step.to_sparse_csr()
     start = maps.double().movedim(1, -1).flatten(0, 2).contiguous()
     # T's eigenvalues lie in −1…1, where Chebyshev polynomials stay in −1…1: T^256 takes 84 products instead of 256.
     weights = chebyshev_weights(steps)
