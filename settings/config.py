@@ -105,6 +105,7 @@ def demo() -> Config:
         bn=4,
         static_epochs=3,
         dynamic_epochs=18,
+        warmup_epochs=1.0,
         lr=5e-3,
         eval_batch=20,
         eval_scales=(0.75, 1.0, 1.25),

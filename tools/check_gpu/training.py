@@ -36,6 +36,7 @@ SIZES = {
     "eval_scales": (0.5, 1.0),
     "cam_scales": (0.5,),
     "lr": 1e-6,
+    "warmup_epochs": 0.0,
     "pictures": 2,
 }
 
