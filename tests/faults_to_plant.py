@@ -386,7 +386,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "settings/common.py": [
         ("another batch within a pass", '("mode 1", "mode 3"), "images a forward', 'NONE, "images a forward', f"{_ATTACK}a_pass_goes_on_with_the_batch_with_which_it_began"),
         ("seed not passed on", "seed: int = setting(0, RUN,", "seed: int = setting(0, STAGE,", PASSED_ON),
-        ("width no part of the labels", "setting(1.0, RUN, (1 / 64, 1), (*BACKBONE, *RECURSEED)", "setting(1.0, RUN, (1 / 64, 1), SEGMENTING", CLAIMED),
+        ("width no part of the labels", "setting(1.0, RUN, (1 / 64, 1), BACKBONE,", "setting(1.0, RUN, (1 / 64, 1), SEGMENTING,", CLAIMED),
         ("CRF no part of the labels", 'CRF = (*LABEL_MAKING, "make_icd_labels", "mode 2", "mode 3")', 'CRF = ("make_icd_labels", "mode 2", "mode 3")', CLAIMED),
         ("epochs taken for where a run works", "setting(None, STAGE,", "setting(None, MACHINE,", MODE_0),
         ("folder of the data kept with the weights", 'setting("voc_root", MACHINE,', 'setting("voc_root", RUN,', MODE_0),
