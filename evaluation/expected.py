@@ -75,7 +75,9 @@ FIGURES = (
     Expected(DEMO, "mode 1", "ssdd", (50.2, 48.5, 52.7), _OURS),
     Expected(DEMO, "mode 3", MASK, (51.4, 45.1, 52.5), _OURS, "val"),
     Expected(DEMO, "mode 3", AFTER, (48.4, 41.3, 50.4), _OURS, "val", crf="ssdd"),
-    Expected(DEMO, _ICD_STAGE, "icd", (50.5, 47.3, 40.7), "docs/icd.md, measured by this project with `make demo-icd`"),
+    Expected(
+        DEMO, _ICD_STAGE, "icd", (50.5, 47.3, 40.7, 43.2), "docs/icd.md, measured by this project with `make demo-icd`"
+    ),
     Expected(DEMO, "recurseed labels", "recurseed", (56.3, 54.0, 57.4), _OUR_RECURSEED, background="(1 - max)^2"),
     Expected(
         DEMO,
