@@ -78,6 +78,8 @@ FIGURES = (
     Expected(
         DEMO, _ICD_STAGE, "icd", (50.5, 47.3, 40.7, 43.2), "docs/icd.md, measured by this project with `make demo-icd`"
     ),
+    Expected(DEMO, _RECURSEED_STAGE, MASK, (55.9,), _OUR_RECURSEED, "val", "(1 - max)^2"),
+    Expected(DEMO, _RECURSEED_STAGE, AFTER, (58.2,), _OUR_RECURSEED, "val", "(1 - max)^2", "recurseed"),
     Expected(DEMO, "recurseed labels", "recurseed", (56.3, 54.0, 57.4), _OUR_RECURSEED, background="(1 - max)^2"),
     Expected(
         DEMO,
