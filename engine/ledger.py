@@ -216,7 +216,7 @@ def published(run: Run) -> Known:
             f"--preset={needed[0]}; name a run of yours with --against"
         )
     reference = with_recipe(preset(run.config.preset), run.config.recipe)
-    for name in ("width", "icd_width", "recurseed_width", "backbone_dilation"):
+    for name in ("width", "icd_width", "backbone_dilation"):
         if getattr(run.config, name) != getattr(reference, name):
             raise InputError(
                 f"{run.out} was made with --{name}={getattr(run.config, name)}, the figures with "
