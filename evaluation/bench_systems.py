@@ -53,7 +53,15 @@ def icd_cases(config: Config, device: torch.device, bfloat16: bool) -> Iterator[
 
     what = f"ICD, superpixels and merging of {ids.max() + 1} to {most}, {WIDTH}×{HEIGHT}, features apart"
     search = partial(merged_by_search, ids, means, most)
-    yield Case(what, 1, "images/s", superpixels, "merging by a search of all pairs each time", search, on_device=False)
+    yield Case(
+        what,
+        1,
+        "images/s",
+        superpixels,
+        "the merging alone, by a search of all pairs each time",
+        search,
+        on_device=False,
+    )
 
     torch.manual_seed(0)
     batch = config.icd_batch if device.type == "cuda" else min(config.icd_batch, MOST_ON_CPU)
