@@ -17,8 +17,8 @@ BLACK, DARK, GREY, WHITE, RED = (18, 20, 20), (46, 46, 50), (150, 150, 152), (24
 class Shape(NamedTuple):
     """A filled polygon, or a line where `width` is set. `points` (N, 2) and `width` are in units of the owner.
 
-    `colour` is (red, green, blue) in 0…255 or BODY, `pattern` a key of PATTERNS in `datasets.demo`, and `part` tells
-    whether it belongs to the telling part.
+    `colour` is (red, green, blue) in 0…255 or BODY, `pattern` a key of PATTERNS in `datasets.demo_scenery`,
+    and `part` tells whether it belongs to the telling part.
     """
 
     points: np.ndarray
@@ -159,7 +159,7 @@ def _aeroplane(s: Sketch, rng: Generator) -> None:
 
 
 # How to draw an object, the scene it is met in most often, and its coat: the usual colours, by their places in POOL of
-# `datasets.demo`, and the pattern.
+# `datasets.demo_scenery`, and the pattern.
 OBJECTS = {
     "aeroplane": (_aeroplane, "sky", ([0, 2, 10], "plain")),
     "boat": (_boat, "sea", ([4, 5, 7], "flow")),
