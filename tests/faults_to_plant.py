@@ -75,8 +75,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("seeds with the bias of mode 2", "_integration(config, config.seed_bias, config.seed_bg)", "_integration(config, config.bias, config.bg)", MODE_1),
     ],
     "models/ssdd/regions.py": [
-        ("the largest region wins", "argsort(descending=True", "argsort(descending=False", "tests/test_advisers.py::test_the_smallest_region_wins_and_the_knowledge_stays_elsewhere"),
-        ("what holds the background is background", "& (torch.arange(classes, device=knowledge.device) > 0)", "", "tests/test_advisers.py::test_each_region_takes_its_class_by_hand"),
+        ("the largest region wins", "argsort(descending=True", "argsort(descending=False", "tests/test_segments.py::test_the_smallest_region_wins_and_the_knowledge_stays_elsewhere"),
+        ("what holds the background is background", "& (torch.arange(classes, device=knowledge.device) > 0)", "", "tests/test_segments.py::test_each_region_takes_its_class_by_hand"),
     ],
     "modes/ssdd/pictures.py": [
         ("pictures of the wrong masks", 'masks = {"k": module.knowledge, "a": module.advice,', 'masks = {"a": module.knowledge, "k": module.advice,', MODE_0_SHOWS),
