@@ -109,13 +109,14 @@ def _usable(device: str, several: bool) -> torch.device:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         chosen = torch.device(device)
-        if chosen.type not in ("cpu", "cuda"):
-            raise RuntimeError("it must be auto, cpu, cuda or cuda:N")
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if chosen.type in ("cpu", "cuda"):
+            torch.zeros(1, device=chosen)
+            return chosen
+        reason = "it must be auto, cpu, cuda or cuda:N"
+    # RuntimeError: no such device, or a driver that torch cannot use. AssertionError: torch was built without CUDA.
+    except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--device={device} cannot be used here: {reason}") from None
-    return chosen
+    raise InputError(f"--device={device} cannot be used here: {reason}")
 
 
 def _join(device: torch.device) -> None:
