@@ -18,6 +18,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str = "", **options):
         formatter = argparse.RawDescriptionHelpFormatter
+        module = sys.modules["__main__"].__spec__  # None where a file was started
+        if module is not None:
+            options.setdefault("prog", f"python -m {module.name.removesuffix('.__main__')}")
         super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:

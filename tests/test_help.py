@@ -8,9 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ["main_ssdd"] + [
-    f"{path.parent.name}.{path.stem}"
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for folder in ("datasets", "prepare_labels", "script", "tools")
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for path in sorted((ROOT / folder).rglob("*.py"))
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 ]
 SOURCE = "".join(
@@ -27,7 +27,8 @@ def test_help_shows_an_example(name, capsys, monkeypatch):
         importlib.import_module(name).main()
     said = capsys.readouterr().out
     assert end.value.code == 0
-    assert f"    python {'main_ssdd.py' if name == 'main_ssdd' else '-m ' + name}" in said
+    typed = "main_ssdd.py" if name == "main_ssdd" else f"-m {name.removesuffix('.__main__')}"
+    assert f"    python {typed}" in said
 
 
 def test_programs_are_found():
