@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from tests.test_bad_input import refused
 from tests.test_pages import data_of
 from tests.test_ssdd import tiny_batch
 
+ROOT = Path(__file__).parent.parent
 TWO = "psa_crf,truth"
 
 
@@ -273,3 +275,17 @@ def test_bad_masks_of_an_adviser_end_in_one_line(kind, own_run, tmp_path, capsys
     config = replace(own_run, modelid="bad", advice=f"psa_crf,masks:{tmp_path / 'masks'}")
     said = refused(lambda flags: main_ssdd.main(["--mode=0", *flags]), as_flags(config), config.out, capsys)
     assert str(path) in said
+
+
+def test_the_documented_grabcut_makes_an_adviser(own_run, tmp_path, monkeypatch):
+    script = (ROOT / "docs" / "seeds.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    masks = tmp_path / "grabcut"
+    monkeypatch.setattr("sys.argv", ["grabcut.py", own_run.out, own_run.voc_root, str(masks)])
+    exec(script, {})
+    present = {}
+    for image_id in read_ids(own_run.voc_root, "train_aug"):
+        mask = read_mask(masks / f"{image_id}.png")
+        assert mask.shape == image_size(own_run.voc_root, image_id)
+        present[image_id] = set(np.unique(mask)) - set(np.flatnonzero(read_present(own_run.voc_root, image_id)))
+    assert not any(present.values())  # no class that the image has not
+    run(0, replace(own_run, advice=f"masks:{masks}", modelid="grabcut"))
