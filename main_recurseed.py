@@ -7,6 +7,7 @@
     python main_recurseed.py --mode=all         all of them in turn
     python main_recurseed.py --mode=evaluate --weights=THEIRS.pth                 a released state dict
     python main_recurseed.py --mode=evaluate --split=test --submit=masks.tgz      for VOC's evaluation server
+    python main_recurseed.py --mode=all --recurseed_from=101 --recurseed_maps=cam   classification alone, its CAM
 
 One GPU or the CPU as above; four GPUs of one machine, and two machines of four each:
 
@@ -35,6 +36,12 @@ def check_mode(config: Config, mode: str) -> None:
     """Refuse flags that the mode would leave aside."""
     if config.seed_source:
         raise InputError(f"--seed_source={config.seed_source}: belongs to main_ssdd.py; RecurSeed makes its own seeds")
+    epochs = config.epochs or config.recurseed_epochs
+    if mode != "train" and not config.weights and config.recurseed_from > epochs and config.recurseed_maps == "decoder":
+        raise InputError(
+            f"--recurseed_from={config.recurseed_from}: the decoder, which makes the masks, learns nothing in {epochs} "
+            "epochs; give --recurseed_maps=cam"
+        )
     check_submission(config, mode, "evaluate")
 
 

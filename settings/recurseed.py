@@ -12,6 +12,7 @@ from settings.field import COUNT, NONE, RATE, RECURSEED, RECURSEED_MAKING, RUN, 
 TRAIN = ("recurseed train",)
 SHARE = (0, 1)
 OPTIMISERS = ("sgd", "adamw")
+MAPS = ("decoder", "cam", "scg")
 _CRF = KERNELS["recurseed"]
 
 
@@ -44,6 +45,9 @@ class RecurSeed:
     pamr_stride: int = setting(2, RUN, (1, 16), TRAIN, "PAMR works at the crop's side over this (ours: memory)")
     pamr_iterations: int = setting(10, RUN, (1, 1000), TRAIN, "of PAMR (1-stage-wseg; release: 1)")
     seeds_eval_mode: bool = setting(False, RUN, SWITCH, TRAIN, "seeds by a forward of their own, no dropout (ours)")
+    recurseed_maps: str = setting(
+        "decoder", RUN, MAPS, RECURSEED_MAKING, "what makes masks and seeds; cam, scg: without RecurSeed (release)"
+    )
     recurseed_scales: tuple[float, ...] = setting(
         (1.0, 0.5, 1.5, 2.0), RUN, (0.01, 8), RECURSEED_MAKING, "of inference, relative to the image (release)"
     )

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +88,33 @@ def test_tables_hold_the_figures_of_the_masks(two_runs, tmp_path, capsys):
     for name in ("seeds.png", "classes.png"):
         with Image.open(into / name) as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
+
+
+def test_recurseeds_own_networks_stand_in_a_table_apart(own_run, tmp_path, capsys):
+    """Its masks and seeds are other folders of the run under RecurSeed's names, so that their figures are known."""
+    out = Path(own_run.out)
+    copies = {
+        "precompute/ssdd": "seeds/mixed/recurseed",
+        "validation/ssdd/mask": "validation/recurseed_mixed/mask",
+        "validation/ssdd/crf": "validation/recurseed_mixed/crf",
+    }
+    for ours, theirs in copies.items():
+        shutil.copytree(out / ours, out / theirs, ignore=shutil.ignore_patterns("config.json"))
+    for folder, stage in (("logs/recurseed_mixed", "recurseed train"), ("seeds/mixed/recurseed", "recurseed labels")):
+        config = replace(own_run, modelid="mixed", epochs=3, recurseed_from=2, mix_from=4, recurseed_lr=0.01)
+        (out / folder).mkdir(exist_ok=True)
+        (out / folder / "config.json").write_text(json.dumps(asdict(config) | {"stage": stage}))
+    flags = [own_run.out, "--voc-root", own_run.voc_root, "--into", str(tmp_path / "tables"), "--recurseed"]
+    paper_tables.main([*flags, "mixed"])
+    table = rows((tmp_path / "tables" / "tables.md").read_text())
+    ids = {split: read_ids(own_run.voc_root, split) for split in ("train", "val")}
+    figures = [
+        f"{100 * evaluate(out / folder, own_run.voc_root, ids[split])['miou']:.1f}"
+        for folder, split in zip(copies, ("train", "val", "val"), strict=True)
+    ]
+    taught = "classification + RecurSeed; 3 epochs, adamw 0.01, average 0.999"
+    assert table["mixed"] == [taught, "decoder", figures[0], "–", *figures[1:], "–"]
+    assert "make it with `python main_recurseed.py" in refused(paper_tables.main, [*flags, "other"], tmp_path, capsys)
 
 
 def test_published_rows_have_their_published_means():

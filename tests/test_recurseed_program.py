@@ -21,7 +21,9 @@ from datasets.voc import CLASSES, image_size, read_ids, read_image, read_mask, r
 from engine import checkpoint, history, seeds, stages
 from engine.training import train
 from models.psa.classifier import Classifier
+from models.recurseed.inference import multiscale_cam
 from models.recurseed.network import RecurSeedNetwork
+from models.recurseed.scg import self_correlation_maps
 from modes.recurseed import networks
 from modes.recurseed import train as training
 from settings.config import settings_of
@@ -227,6 +229,39 @@ def test_training_starts_from_torchvisions_weights(done, tmp_path, capsys):
     assert "not finite" in refused("train", config, capsys)
     assert "there is no such file" in refused("train", replace(config, weights="nowhere.pth"), capsys)
     assert not logs(config).exists()
+
+
+def test_training_starts_from_the_backbone_of_a_recurseed_network(done, tmp_path):
+    weights = stages.checkpoint_path(logs(done), "recurseed", 3)
+    config = replace(done, weights=str(weights))
+    torch.manual_seed(1)
+    network = networks.build(config, 21)
+    fresh = {key: value.clone() for key, value in network.state_dict().items()}
+    networks.start_from_given(config, network)
+    given = checkpoint.load_state(weights)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, (given if key.startswith("model.") else fresh)[key]), key
+
+
+def test_classification_alone_makes_seeds_of_its_cam(tiny_voc, tmp_path, capsys):
+    config = small(tiny_voc, tmp_path / "out", recurseed_from=4, pictures=0)
+    assert "the decoder, which makes the masks, learns nothing in 3 epochs" in refused("all", config, capsys)
+    for kind in ("cam", "scg"):
+        own = replace(config, recurseed_maps=kind)
+        run("all", own if kind == "cam" else replace(own, fresh=True))
+        assert not any(line.get("loss_seg") for line in history.read(logs(own)))
+        image_id = read_ids(tiny_voc, "train")[0]
+        seed = load_maps(store_path(stages.folder(own, "recurseed labels"), image_id))
+        network = networks.trained_network(own, torch.device("cpu"))[0]
+        x = networks.network_input(own, torch.device("cpu"), read_image(tiny_voc, image_id))
+        cam, features, _ = multiscale_cam(network, x, own.recurseed_scales)
+        maps = cam if kind == "cam" else self_correlation_maps(cam, features)
+        maps = torch.nn.functional.interpolate(maps, x.shape[-2:], mode="bilinear")[0, seed.classes[1:] - 1].numpy()
+        maps /= maps.max(axis=(1, 2), keepdims=True) + 1e-5
+        background = (1 - maps.max(axis=0, keepdims=True)) ** 2
+        assert np.allclose(seed.maps, np.concatenate([background, maps]), atol=1 / 255)  # the store keeps 8 bits
+        with pytest.raises(InputError, match="no probability"):
+            Predictor(stages.checkpoint_path(logs(own), "recurseed", 3), "cpu").maps(read_image(tiny_voc, image_id))
 
 
 def test_a_bare_state_dict_is_evaluated(done, tmp_path):

@@ -6,6 +6,10 @@ Each argument is the --out folder of a run; several are repetitions with other s
 standard deviation over them. A row fills as far as its stages have run: raw seeds after mode 1, networks after mode 3,
 also those of --mode=4 --seed_source=psa|psa_crf|ssdd|truth|… . Sources beside PSA's (ICD's, RecurSeed's, others' masks
 that the run's pair names) get rows where they are there. Writes tables.md, tables.json, seeds.png and classes.png.
+
+    python -m tools.paper_tables demo demo1 demo2 --recurseed classes seeds mixed --into tables
+
+adds a table of RecurSeed's own networks, one row a --modelid: its seeds on train, and its masks on val.
 """
 
 import json
@@ -82,6 +86,52 @@ def masks_folder(out: Path, modelid: str, source: str) -> Path:
     names = [source, *(old for old, new in OLD_NAMES.items() if new == source)]
     folders = [out / stages.filled(stages.STAGES["mode 3"].folders[0], modelid, name) for name in names]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def measure_recurseed(modelids: list[str], outs: list[Path], root: str, raw_ids: list[str], ids: list[str]) -> dict:
+    """{modelid: {column: {out folder: figures of evaluation.masks}}} of RecurSeed's own networks, for what is there."""
+    seeds, masks = stages.STAGES["recurseed labels"].folders, stages.STAGES["recurseed evaluate"].folders[0]
+    columns = {
+        "seeds": (seeds[0], raw_ids),
+        "seeds + CRF": (seeds[1], raw_ids),
+        "masks": (f"{masks}/mask", ids),
+        "masks + CRF": (f"{masks}/crf", ids),
+    }
+    found: dict[str, dict] = {}
+    for modelid in modelids:
+        found[modelid] = {}
+        for column, (template, images) in columns.items():
+            below = {out: out / stages.filled(template, modelid) for out in outs}
+            there = {str(out): evaluate(folder, root, images) for out, folder in below.items() if folder.is_dir()}
+            found[modelid][column] = there
+    return found
+
+
+def learned_from(config: Config) -> str:
+    """What the network of a RecurSeed run learned from, and how, for people."""
+    steps = ("recurseed_from", "RecurSeed"), ("mix_from", "CertainMix")
+    started = [title for name, title in steps if getattr(config, name) <= config.epochs]
+    start = ", from given weights" if config.weights else ""
+    rates = f"{config.recurseed_optimiser} {config.recurseed_lr:g}, average {config.average_decay:g}{start}"
+    return f"{' + '.join(['classification', *started])}; {config.epochs} epochs, {rates}"
+
+
+def recurseed_as_markdown(found: dict, outs: list[Path]) -> str:
+    """One row a run of RecurSeed, percent, mean ± standard deviation over the outs."""
+    published = next(e for e in expected.FIGURES if e.stage == "recurseed evaluate" and e.data == expected.VOC)
+    lines = [
+        "",
+        "RecurSeed's own networks: seeds of the training images by the image-level labels, masks without labels.",
+        "",
+        "| run | learned from | made of | seeds | + CRF | masks | + CRF | published on VOC: masks + CRF, val |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for modelid, columns in found.items():
+        trained, made = (runs.stored_config(outs[0], modelid, f"recurseed {mode}") for mode in ("train", "labels"))
+        whole = trained.mix_from <= trained.epochs
+        cells = [modelid, learned_from(trained), made.recurseed_maps, *(cell(figures) for figures in columns.values())]
+        lines.append(f"| {' | '.join(cells)} | {f'{published.figures[0]}, single-stage' if whole else '–'} |")
+    return "\n".join(lines) + "\n"
 
 
 def cell(figures: dict[str, dict] | None, name: str | None = None) -> str:
@@ -201,6 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("outs", nargs="+", type=Path, metavar="OUT", help="--out folder of a run")
     parser.add_argument("--modelid", default="ssdd", help="name of the run in those folders (default: ssdd)")
+    parser.add_argument("--recurseed", nargs="+", default=[], metavar="ID", help="runs of RecurSeed, in a table apart")
     parser.add_argument("--voc-root", help="VOC folder (default: as the runs recorded it)")
     parser.add_argument("--raw-split", default="train", help="list on which raw seeds are judged (default: train)")
     parser.add_argument("--split", default="val", help="list on which networks are judged (default: val)")
@@ -210,15 +261,21 @@ def main(argv: list[str] | None = None) -> None:
     root = arguments.voc_root or configs[0]["voc_root"]
     raw_ids, ids = (read_ids(root, split) for split in (arguments.raw_split, arguments.split))
     rows = rows_of(arguments.outs, arguments.modelid)
-    folders = [folder for out in arguments.outs for _, folder in runs.folders_of(out, arguments.modelid)]
+    for modelid in arguments.recurseed:
+        runs.repetitions(arguments.outs, modelid)
+    names = [arguments.modelid, *arguments.recurseed]
+    folders = [folder for out in arguments.outs for name in names for _, folder in runs.folders_of(out, name)]
     masks = [folder / kind for folder in folders for kind in ("mask", "crf")]
     others = [Path(name.removeprefix(stages.MASKS)) for name in rows.values() if name.startswith(stages.MASKS)]
     refuse_overwrite([arguments.into], [*folders, *masks, *others, mask_path(root, "").parent])
     found = measure(rows, arguments.outs, arguments.modelid, root, raw_ids, ids)
+    theirs = measure_recurseed(arguments.recurseed, arguments.outs, root, raw_ids, ids)
     if not any(found.values()):
         raise InputError(f"{arguments.outs[0]} has neither seeds nor masks yet: run prepare_labels and the modes first")
     splits = [(arguments.raw_split, len(raw_ids)), (arguments.split, len(ids))]
     text = as_markdown(rows, found, configs, arguments.outs, splits, Path(root))
+    if theirs:
+        text += recurseed_as_markdown(theirs, arguments.outs)
     about = {
         "preset": configs[0]["preset"],
         "recipe": configs[0]["recipe"],
@@ -227,7 +284,7 @@ def main(argv: list[str] | None = None) -> None:
         "split": arguments.split,
     }
     published = {"raw": expected.RAW, "network": expected.NETWORK, "classes": expected.CLASSES}
-    content = {"about": about, "measured": found, "published_on_voc_in_percent": published}
+    content = {"about": about, "measured": found, "recurseed": theirs, "published_on_voc_in_percent": published}
     for name, written in {"tables.md": text, "tables.json": json.dumps(content, indent=1) + "\n"}.items():
         with atomic_write(arguments.into / name) as temporary:
             temporary.write_text(written, encoding="utf-8")

@@ -124,11 +124,13 @@ class Predictor:
             C×H×W float32, summing to one over the classes. H×W is the image's size, but at most LARGEST_SIDE.
 
         Raises:
-            InputError: the network is ICD's.
+            InputError: the network is ICD's, or makes masks of its CAM.
         """
         size = working_size(image)
         if self.system == "icd":
             raise InputError("--soft: ICD's network makes masks and no probabilities; leave it out")
+        if self.system == "recurseed" and self.config.recurseed_maps != "decoder":
+            raise InputError("--soft: these weights make masks of their CAM, which is no probability; leave it out")
         if self.system == "recurseed":
             x = recurseed.network_input(self.config, self.device, _shrunk(image, size))
             return recurseed.predicted(self.config, self.network, x).probabilities[0].cpu().numpy()

@@ -60,7 +60,7 @@ def multiscale_rows(run: Run, network: RecurSeedNetwork) -> Iterator[Row]:
     x = run.tensor("ms_x")
     with run.autocast():
         prediction = multiscale_prediction(network, x)
-        cam, features = multiscale_cam(network, x)
+        cam, features, _ = multiscale_cam(network, x)
         for scale, (size, output) in zip(SCALES, scaled_outputs(network, x, SCALES), strict=True):
             probabilities = image_probabilities(output.seg, size, tuple(x.shape[-2:]))
             yield Row(f"ms_prob_{scale:g}", sampled(probabilities), VALUES)

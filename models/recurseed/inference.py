@@ -10,6 +10,7 @@ from torch import Tensor
 from models.inference import resize
 from models.recurseed.cam import normalised_cam
 from models.recurseed.network import Features, Output, RecurSeedNetwork
+from models.recurseed.scg import self_correlation_maps
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 SCORE = 0.34
@@ -63,19 +64,20 @@ def multiscale_prediction(network: RecurSeedNetwork, x: Tensor, scales: tuple[fl
     return Prediction(probabilities / len(scales), scores / len(scales))
 
 
-def multiscale_cam(
-    network: RecurSeedNetwork, x: Tensor, scales: tuple[float, ...] = SCALES
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+class CamPrediction(NamedTuple):
+    cam: Tensor  # N×(C−1)×h×w normalised, of c3's size at the first scale
+    features: tuple[Tensor, ...]  # c2…c5 of the same size, N×D×h×w
+    scores: Tensor  # N×(C−1), mean of the sigmoids of the class logits
+
+
+def multiscale_cam(network: RecurSeedNetwork, x: Tensor, scales: tuple[float, ...] = SCALES) -> CamPrediction:
     """What self-correlation is given outside training: the CAM of all scales and mirrors, and c2…c5, each their sum.
 
     Logits and features are resized and turned back first; only then come ReLU, sum and division.
-
-    Returns:
-        N×(C−1)×h×w normalised CAM and four N×D×h×w, of c3's size at the first scale.
     """
     cams: list[Tensor] = []
     totals: list[Tensor] = []
-    grid: tuple[int, int] = (0, 0)
+    scores, grid = 0, (0, 0)
     for _, output in scaled_outputs(network, x, scales):
         features = Features(*output.features)
         if not cams:
@@ -83,7 +85,25 @@ def multiscale_cam(
         cams += unmirrored(resize(output.cam.float(), grid))
         levels = [sum(unmirrored(resize(level.float(), grid))) for level in features[1:]]
         totals = [total + level for total, level in zip(totals, levels, strict=True)] if totals else levels
-    return normalised_cam(cams), tuple(totals)
+        scores = scores + sum(torch.sigmoid(output.scores.float()).chunk(2)) / 2
+    return CamPrediction(normalised_cam(cams), tuple(totals), scores / len(scales))
+
+
+def maps_without_decoder(
+    network: RecurSeedNetwork, x: Tensor, scales: tuple[float, ...] = SCALES, correlated: bool = False
+) -> Prediction:
+    """The CAM in place of the decoder's probabilities, for a network whose decoder has not learned.
+
+    Args:
+        correlated: what SCG makes of the CAM instead.
+
+    Returns:
+        As `multiscale_prediction`, but foreground maps from 0 to 1 that do not sum to one, and a background of 0, which
+        `class_maps` does not read.
+    """
+    found = multiscale_cam(network, x, scales)
+    maps = self_correlation_maps(found.cam, found.features) if correlated else found.cam
+    return Prediction(F.pad(resize(maps, tuple(x.shape[-2:])), (0, 0, 0, 0, 1, 0)), found.scores)
 
 
 def class_maps(prediction: Prediction, present: Tensor | None = None, score: float = SCORE) -> tuple[Tensor, Tensor]:

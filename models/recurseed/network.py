@@ -179,12 +179,13 @@ def start_from_imagenet(network: RecurSeedNetwork, state: dict[str, Tensor]) -> 
     """Give the backbone torchvision's ImageNet weights of ResNet-50 (published: the set IMAGENET1K_V1).
 
     Args:
-        state: torchvision's state dict, `fc` with or without; keys may begin with `model.` already.
+        state: torchvision's state dict, `fc` with or without; or that of a RecurSeedNetwork, whose backbone is taken.
 
     Raises:
         ValueError: keys or shapes are not ResNet-50's (of this width).
     """
-    backbone = {key.removeprefix("model."): value for key, value in state.items() if not key.startswith("fc.")}
+    others = ("fc.", "classifier.", "aspp.", "decoder.")
+    backbone = {key.removeprefix("model."): value for key, value in state.items() if not key.startswith(others)}
     try:
         network.model.load_state_dict(backbone)
     except RuntimeError as error:

@@ -12,7 +12,13 @@ from datasets.transforms import MEAN, STD, as_tensor, normalise
 from datasets.voc import class_names, read_image, read_present
 from engine import checkpoint, distributed, runs
 from models.crf import CrfKernel
-from models.recurseed.inference import Prediction, class_maps, crf_images, multiscale_prediction
+from models.recurseed.inference import (
+    Prediction,
+    class_maps,
+    crf_images,
+    maps_without_decoder,
+    multiscale_prediction,
+)
 from models.recurseed.network import RecurSeedNetwork, start_from_imagenet
 from models.recurseed.steps import SeedSettings
 from settings.config import Config
@@ -43,10 +49,10 @@ def seed_settings(config: Config) -> SeedSettings:
 
 
 def start_from_given(config: Config, network: RecurSeedNetwork) -> list[Path]:
-    """Fill the backbone with the ImageNet weights that --weights names; the files that were read.
+    """Fill the backbone with the weights that --weights names; the files that were read.
 
     Raises:
-        InputError: they are not torchvision's ResNet-50, of another width, or not finite.
+        InputError: they are neither, of another width, or not finite.
     """
     path = runs.given_weights(config)
     if path is None:
@@ -105,7 +111,7 @@ def image_maps(
         present: (C,) label that chooses the classes; None: their scores do.
     """
     x = network_input(config, device, image)
-    prediction = predicted(config, network, x)
+    prediction = maps_of(config, network, x)
     labels = None if present is None else torch.from_numpy(present)[None].to(device)
     maps, chosen = class_maps(prediction, labels, config.score)
     places = chosen[0].nonzero()[:, 0]
@@ -121,6 +127,14 @@ def network_input(config: Config, device: torch.device, image: np.ndarray) -> to
 def predicted(config: Config, network: RecurSeedNetwork, x: torch.Tensor) -> Prediction:
     with distributed.autocast(x.device, config.precision):
         return multiscale_prediction(network, x, config.recurseed_scales)
+
+
+def maps_of(config: Config, network: RecurSeedNetwork, x: torch.Tensor) -> Prediction:
+    """What masks are made from, by --recurseed_maps."""
+    if config.recurseed_maps == "decoder":
+        return predicted(config, network, x)
+    with distributed.autocast(x.device, config.precision):
+        return maps_without_decoder(network, x, config.recurseed_scales, config.recurseed_maps == "scg")
 
 
 def crf_kernel(config: Config) -> CrfKernel:

@@ -116,6 +116,6 @@ def optimiser_of(config: Config, network: RecurSeedNetwork) -> torch.optim.Optim
         )
     ]
     if from_scratch:
-        # The decoder's loss begins far above what L_cls has become: the mean of squared gradients has to follow in time.
+        # The decoder's loss begins far above what L_cls has become: the mean of squared gradients has to follow.
         return torch.optim.AdamW(chosen, lr=0, betas=(0.9, 0.99), fused=True)
     return torch.optim.SGD(chosen, lr=0, momentum=config.recurseed_momentum, fused=True)
