@@ -7,6 +7,7 @@ The old text stands exactly once in its file; the tests are those that must find
 
 _MODES, _LABELS = "tests/test_wiring_modes.py::test_", "tests/test_wiring_labels.py::test_"
 _TRAINING, _RESUME = "tests/test_training.py::test_", "tests/test_resume.py::test_"
+_RECURSEED = "tests/test_recurseed_program.py::test_"
 _CONFIG, _METRICS = "tests/test_config.py::test_", "tests/test_metrics.py::test_"
 
 MODE_0 = f"{_MODES}mode_0_trains_as_the_reference"
@@ -361,6 +362,25 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "models/deeplab.py": [
         ("last stage not dilated", "(1, 1, 2, 4)", "(1, 1, 2, 2)", "tests/test_deeplab.py::test_the_backbone_is_torchvisions_with_dilated_last_stages"),
+    ],
+    "modes/recurseed/labels.py": [
+        ("seeds after the CRF in both folders", "(paths[0], found.maps, ", "(paths[0], refined, ", f"{_RECURSEED}classification_alone_makes_seeds_of_its_cam"),
+        ("classes of seeds by their scores", "labelled=True)", "labelled=False)", f"{_RECURSEED}a_whole_run_leaves_seeds_masks_and_figures"),
+    ],
+    "modes/recurseed/evaluate.py": [
+        ("masks after CRF in both folders", "(found.maps, refined)", "(refined, refined)", f"{_RECURSEED}predict_makes_the_masks_of_the_evaluation"),
+        ("val judged with its labels", 'labelled = config.split == "train"', "labelled = True", f"{_RECURSEED}predict_makes_the_masks_of_the_evaluation"),
+    ],
+    "modes/recurseed/networks.py": [
+        ("the CAM where SCG is asked for", 'config.recurseed_maps == "scg")', "False)", f"{_RECURSEED}classification_alone_makes_seeds_of_its_cam"),
+    ],
+    "modes/recurseed/train.py": [
+        ("the network saved in place of its average", "epoch), average, config", "epoch), network, config", f"{_RECURSEED}saved_weights_are_the_average_which_is_not_the_network"),
+        ("own seeds an epoch late", "epoch >= config.recurseed_from", "epoch > config.recurseed_from", f"{_RECURSEED}epochs_of_the_start_are_counted_from_one"),
+        ("new layers no faster", "NEW_LAYERS = 10.0", "NEW_LAYERS = 1.0", f"{_RECURSEED}rates_and_decay_of_the_groups"),
+    ],
+    "tools/paper_tables.py": [
+        ("RecurSeed's CRF in the column of its masks", '(f"{masks}/mask", ids)', '(f"{masks}/crf", ids)', "tests/test_paper_tables.py::test_recurseeds_own_networks_stand_in_a_table_apart"),
     ],
     "settings/crf.py": [
         ("RecurSeed with PSA's CRF", '"recurseed": CrfKernel(1.0, 3.0, 67.0, 3.0, 4.0)', '"recurseed": CrfKernel()', "tests/test_crf_settings.py::test_without_a_name_each_system_has_its_own"),

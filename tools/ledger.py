@@ -5,10 +5,9 @@
     python -m tools.ledger mine --against theirs other       # against finished runs of your own, on any data
 
 RUN is the --out folder. Figures are computed anew from masks and stored maps. A figure is as expected inside the range
-of the known ones, widened by two percent points (published) or one (embedded data; five from one seed). At the first
-stage that is outside, or whose list, CRF, weights or settings are not those of the figures, it stops and names causes:
-first what is proven, then what is likely, each with the command that tells. Exit status 0: all as expected, 1: it
-stopped.
+of the known ones, widened by two percent points (published) or four (embedded data). At the first stage that is
+outside, or whose list, CRF, weights or settings are not those of the figures, it stops and names causes: first what is
+proven, then what is likely, each with the command that tells. Exit status 0: all as expected, 1: it stopped.
 
 Writes ledger.json into RUN and its page, script/ledger.html.
 """
