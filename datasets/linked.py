@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from datasets.errors import InputError
-from datasets.files import atomic_write
+from datasets.files import atomic_write, refuse_overwrite
 from datasets.voc import CLASSES_FILE, list_path
 
 
@@ -11,11 +11,12 @@ def link_with_lists(source: Path, root: Path, lists: dict[str, list[str]]) -> No
     """Fill `root` with links to the photographs, annotations and masks of `source`, its classes, and other lists.
 
     Args:
-        lists: image ids by the name of the split. What is there already must be the same.
+        lists: image ids by the name of the split. What is there already must be the same, but for the links.
 
     Raises:
-        InputError: `root` has other lists or classes.
+        InputError: `root` is `source`, or has other lists or classes.
     """
+    refuse_overwrite([root], [source])
     contents = {list_path(root, split): "".join(f"{i}\n" for i in ids) for split, ids in lists.items()}
     for name in ("demo.json", CLASSES_FILE):
         if (source / name).exists():
@@ -24,10 +25,11 @@ def link_with_lists(source: Path, root: Path, lists: dict[str, list[str]]) -> No
         if path.exists() and path.read_text(encoding="utf-8") != content:
             raise InputError(f"{path} is of other images than {source} now has: give another --out")
     for folder in ("JPEGImages", "Annotations", "SegmentationClass"):
-        link = root / folder
-        if not link.is_symlink():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((source / folder).resolve())
+        # Of an earlier start, which may have been given another data set: whether it holds the same, its content tells.
+        if (root / folder).is_symlink():
+            (root / folder).unlink()
+        root.mkdir(parents=True, exist_ok=True)
+        (root / folder).symlink_to((source / folder).resolve())
     for path, content in contents.items():
         if not path.exists():
             with atomic_write(path) as temporary:

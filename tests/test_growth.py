@@ -1,6 +1,7 @@
 """Static SSDD against the number of its images: what each run learns from, shares and is judged on."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from evaluation.metrics import mean_and_spread
 from settings.config import demo
 from tests.conftest import as_flags, commands_here, tiny
 from tests.test_bad_input import refused
-from tools import growth
+from tools import growth, study
 from tools.growth import Point, make_lists, points
 
 
@@ -46,6 +47,21 @@ def test_sizes_contain_the_smaller_ones_and_nobody_learns_what_is_held_out(own_v
     ):
         with pytest.raises(InputError, match=text):
             make_lists(config, sizes)
+
+
+@pytest.mark.parametrize("make", [lambda config: growth.make_lists(config, [1, 2]), study.hold_out])
+def test_another_data_set_is_worked_on_and_none_is_written_over(make, own_voc, tmp_path):
+    root = Path(make(tiny(own_voc, tmp_path / "study")))
+    other = shutil.copytree(own_voc, tmp_path / "moved")
+    assert make(tiny(other, tmp_path / "study")) == str(root)
+    assert {path.resolve().parent for path in root.iterdir() if path.is_symlink()} == {other.resolve()}
+    own = Path(shutil.copytree(other, tmp_path / "out" / "VOC2012"))
+    shutil.move(own / "JPEGImages", tmp_path / "photographs")
+    (own / "JPEGImages").symlink_to(tmp_path / "photographs")
+    before = sorted(own.rglob("*"))
+    with pytest.raises(InputError, match="would be written over"):
+        make(tiny(own, tmp_path / "out"))
+    assert sorted(own.rglob("*")) == before and (own / "JPEGImages").resolve() == tmp_path / "photographs"
 
 
 def test_growth_is_measured_on_both_lists_and_labels_are_made_once(own_voc, tmp_path, monkeypatch, capsys):
