@@ -112,6 +112,20 @@ def refuse_overwrite(written: Iterable[str | Path], read: Iterable[str | Path]) 
             raise InputError(f"{path} is read here and would be written over: name another place for the result")
 
 
+def refuse_filled(root: Path, parts: Iterable[str]) -> None:
+    """Refuse to begin a data set where files of a user would be taken for it, or written over.
+
+    Args:
+        parts: files and folders that it will have.
+
+    Raises:
+        InputError: one of them is there.
+    """
+    there = next((root / part for part in parts if os.path.lexists(root / part)), None)
+    if there:
+        raise InputError(f"{there} is there already, of another data set or of yours: give another --to, or remove it")
+
+
 def refuse_links(folder: Path) -> None:
     """Refuse links in a folder that is to be filled: what is written there could come to lie over true masks.
 

@@ -1,6 +1,7 @@
 """COCO as data: masks painted from instances, labels, lists, and what is wrong with files, on pictures made here."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -203,7 +204,27 @@ def test_other_settings_need_another_folder(download, tmp_path, capsys):
     coco.main(["prepare", str(download), "--to", str(root)])
     assert "made otherwise" in refused(capsys, "prepare", download, "--to", root, "--overlap", "later")
     (tmp_path / "voc" / "JPEGImages").mkdir(parents=True)
-    assert "another data set" in refused(capsys, "prepare", download, "--to", tmp_path / "voc")
+    assert "JPEGImages is there already" in refused(capsys, "prepare", download, "--to", tmp_path / "voc")
+
+
+def test_what_was_lost_is_made_again_of_the_photographs_that_are_named(download, tmp_path):
+    root, moved = tmp_path / "root", tmp_path / "moved"
+    coco.main(["prepare", str(download), "--to", str(root)])
+    mask = mask_path(root, name_of(9, "train"))
+    whole = mask.read_bytes()
+    mask.unlink()
+    coco.main(["prepare", str(download), "--to", str(root)])
+    assert mask.read_bytes() == whole
+    shutil.copytree(download, moved)
+    coco.main(["prepare", str(moved), "--to", str(root)])
+    assert all(moved in path.resolve().parents for path in (root / "JPEGImages").iterdir())
+
+
+@pytest.mark.parametrize("part", ["Annotations", "SegmentationClass", "ImageSets", "classes.txt"])
+def test_no_file_of_a_user_is_taken_for_the_data_set(part, download, tmp_path, capsys):
+    (tmp_path / part).mkdir()
+    assert f"{part} is there already" in refused(capsys, "prepare", download, "--to", tmp_path)
+    assert not (tmp_path / "masks.json").exists()
 
 
 def test_missing_files_are_named(download, tmp_path, capsys):

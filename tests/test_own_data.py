@@ -176,7 +176,18 @@ def test_broken_pictures_are_all_named_and_the_import_goes_on(own_data, capsys):
     assert contents(own_data / "data") == whole
     with pytest.raises(SystemExit):
         import_of(own_data)
-    assert "is a data set already" in capsys.readouterr().err
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "Annotations/mine.xml", "ImageSets/mine"])
+def test_no_file_of_a_user_is_taken_for_the_data_set(name, own_data, capsys):
+    own = own_data / "data" / name
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text("mine")
+    with pytest.raises(SystemExit):
+        import_of(own_data)
+    assert "is there already" in capsys.readouterr().err
+    assert contents(own_data / "data") == {name: b"mine"}
 
 
 def test_broken_pictures_are_left_out_when_asked(own_data, capsys):

@@ -33,7 +33,7 @@ from datasets.coco import (
     read_instances,
 )
 from datasets.errors import InputError, program
-from datasets.files import atomic_write, read_bytes, refuse_overwrite
+from datasets.files import atomic_write, read_bytes, refuse_filled, refuse_overwrite
 from datasets.voc import (
     CLASSES_FILE,
     class_names,
@@ -153,9 +153,8 @@ def _claim(root: Path, record: dict) -> None:
     if path.exists():
         if read_record(root) != record:
             raise InputError(f"{path} says that the masks at {root} were made otherwise: give another --to")
-    elif (root / "JPEGImages").exists():
-        raise InputError(f"{root} is another data set already: give another --to")
     else:
+        refuse_filled(root, ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets", CLASSES_FILE))
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -210,23 +209,24 @@ def _check_items(place: tuple[Path, Path], items: list[Item], root: Path, lists:
 
 
 def _write_item(root: Path, item: Item, instances: Instances | None, overlap: str, crowd: str) -> None:
-    """Mask, annotation and, last, the photograph's link, which says that the other two are there.
+    """Mask, annotation and, last, the photograph's link, which says that the other two were there.
 
     The annotations of an archive may have changed since; those that masks.json knows by their digest have not.
     """
     photograph, annotation = image_path(root, item.image_id), _annotation_path(root, item.image_id)
+    mask = mask_path(root, item.image_id)
     objects = "".join(f"<object><name>{escape(name)}</name></object>" for name in item.names)
     content = f"<annotation>{objects}</annotation>\n"
-    there = photograph.is_symlink() and photograph.exists() and annotation.exists()
-    if there and read_bytes(annotation, 1 << 20) == content.encode():
+    there = mask.exists() and annotation.exists() and photograph.exists()
+    if there and photograph.samefile(item.photograph) and read_bytes(annotation, 1 << 20) == content.encode():
         return
     if instances is None:
-        _link(mask_path(root, item.image_id), item.mask)
+        _link(mask, item.mask)
     else:
         size = decode(item.photograph, lambda image: (image.height, image.width))
         if size != item.picture.size:
             raise InputError(f"{item.photograph} is {size}, but {instances.path.name} says {item.picture.size}")
-        write_mask(mask_path(root, item.image_id), paint(instances, item.picture, overlap, crowd))
+        write_mask(mask, paint(instances, item.picture, overlap, crowd))
     with atomic_write(annotation) as temporary:
         temporary.write_text(content, encoding="utf-8")
     _link(photograph, item.photograph)
