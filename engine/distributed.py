@@ -28,6 +28,8 @@ ROOMS = ("settings", "datasets", "models", "evaluation", "engine", "script", "mo
 LOST = "another process of this run was lost; what is done is kept: give the same command again"
 # For a few numbers between CPUs, which must not wait for the GPUs.
 _talk: dist.ProcessGroup | None = None
+# What each torchrun of this run is called, of one process for the time being.
+_starters: list[str] | None = None
 
 
 def start(device: str, batch: tuple[str, int] | None = None) -> torch.device:
@@ -181,14 +183,28 @@ def _check_code() -> None:
     Raises:
         InputError: names two machines.
     """
-    own = platform.node(), {"torch": torch.__version__, "the program's source": _source()}
+    global _starters
+    own = platform.node(), {"torch": torch.__version__, "the program's source": _source()}, _starter()
     everyone: list = [own] * processes()
     dist.all_gather_object(everyone, own, group=_talk)
-    (first, expected), *others = everyone
-    for node, found in others:
+    _starters = [starter for *_, starter in everyone]
+    (first, expected, _), *others = everyone
+    for node, found, _ in others:
         differs = [name for name in expected if found[name] != expected[name]]
         if differs:
             raise InputError(f"{first} and {node} run different code ({', '.join(differs)}): bring them to one version")
+
+
+def starters() -> list[str]:
+    """A name of each torchrun that started a process of this run: another one at each start, the same when it starts
+    the processes again because one was lost."""
+    return [name for name in _starters or [_starter()] if name]
+
+
+def _starter() -> str:
+    # Only the folder of its logs tells two starts with one --rdzv-id apart: FOLDER/attempt_0/0/error.json.
+    parts = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parts
+    return parts[-4] if len(parts) > 3 else ""
 
 
 def _source() -> str:

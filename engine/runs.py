@@ -182,7 +182,7 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
     own["identity"] = hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
     own["stage"] = stage
     own["crf_used"] = crf.used_by(stage, own)
-    own["job"] = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    own["job"] = distributed.starters()
     images = list_path(config.voc_root, split)
     own["list"] = digest(images) if images.exists() else ""
     own["versions"] = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
@@ -217,11 +217,11 @@ def _claim(folder: Path, config: Config, stage: str, made_from: list[Path]) -> N
 
 def same_job(path: Path) -> bool:
     """Whether the torchrun that started this process has claimed the folder before: it has started a lost run again."""
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     try:
-        return job != "none" and path.exists() and read_config(path).get("job") == job
+        before = read_config(path).get("job") if path.exists() else []
     except InputError:
         return False
+    return isinstance(before, list) and any(name in before for name in distributed.starters())
 
 
 def _as_now(stored, own: dict[str, str]) -> dict[str, str]:

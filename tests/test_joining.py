@@ -171,13 +171,28 @@ def test_fresh_moves_aside_once_a_job(own_run, monkeypatch):
     aside = folder.with_name(f"{folder.name}.old1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 7")
     fresh = replace(own_run, fresh=True)
-    for _ in range(2):  # the second time torchrun has started it again
+    for attempt in range(2):  # the second time torchrun has started it again
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", f"/tmp/torchelastic_a/job 7_b/attempt_{attempt}/0/error.json")
         runs.claim_folder(folder, fresh, "mode 0", [])
         assert aside.exists() and not aside.with_name(f"{folder.name}.old2").exists()
-    for job in ("job 8", "none"):
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+    for file in ("/tmp/torchelastic_c/job 7_d/attempt_0/0/error.json", ""):  # another start with the same --rdzv-id
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", file)
         runs.claim_folder(folder, fresh, "mode 0", [])
     assert aside.with_name(f"{folder.name}.old3").exists()
+
+
+def test_torchrun_names_its_starts(tmp_path):
+    said = tmp_path / "said"
+    (tmp_path / "lost.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom engine import distributed\n"
+        f"open({str(said)!r}, 'a').write(f'{{distributed.starters()}}\\n')\nsys.exit(1)\n"
+    )
+    for _ in range(2):
+        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=1", "--max-restarts=1", "--rdzv-id=7"]
+        torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]
+        subprocess.run([sys.executable, *torchrun, str(tmp_path / "lost.py")], env=QUIET, capture_output=True)
+    first, again, second, last = said.read_text().splitlines()
+    assert first == again != second == last and "[]" not in (first, second)
 
 
 def workers_of(agent: int) -> list[int]:
