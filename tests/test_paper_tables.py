@@ -15,6 +15,7 @@ from datasets.voc import CLASSES, read_ids, read_mask, write_mask
 from engine import stages
 from evaluation import expected as expected_figures
 from evaluation.masks import evaluate
+from settings.config import demo
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
 from tools import paper_tables
@@ -115,6 +116,12 @@ def test_recurseeds_own_networks_stand_in_a_table_apart(own_run, tmp_path, capsy
     taught = "classification + RecurSeed; 3 epochs, adamw 0.01, average 0.999"
     assert table["mixed"] == [taught, "decoder", figures[0], "–", *figures[1:], "–"]
     assert "make it with `python main_recurseed.py" in refused(paper_tables.main, [*flags, "other"], tmp_path, capsys)
+
+
+@pytest.mark.parametrize(("starts", "learned"), [((4, 2), 1), ((2, 4), 2), ((2, 3), 3), ((3, 2), 3)])
+def test_certain_mix_does_not_start_before_recurseed(starts, learned):
+    config = replace(demo(), epochs=3, recurseed_from=starts[0], mix_from=starts[1])
+    assert paper_tables.parts_of(config) == ["classification", "RecurSeed", "CertainMix"][:learned]
 
 
 def test_published_rows_have_their_published_means():

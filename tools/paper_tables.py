@@ -107,13 +107,18 @@ def measure_recurseed(modelids: list[str], outs: list[Path], root: str, raw_ids:
     return found
 
 
+def parts_of(config: Config) -> list[str]:
+    """What the network of a RecurSeed run learned from; CertainMix never starts before RecurSeed."""
+    starts = {"classification": 1, "RecurSeed": config.recurseed_from}
+    starts["CertainMix"] = max(config.recurseed_from, config.mix_from)
+    return [title for title, epoch in starts.items() if epoch <= config.epochs]
+
+
 def learned_from(config: Config) -> str:
-    """What the network of a RecurSeed run learned from, and how, for people."""
-    steps = ("recurseed_from", "RecurSeed"), ("mix_from", "CertainMix")
-    started = [title for name, title in steps if getattr(config, name) <= config.epochs]
+    """The same, and how, for people."""
     start = ", from given weights" if config.weights else ""
     rates = f"{config.recurseed_optimiser} {config.recurseed_lr:g}, average {config.average_decay:g}{start}"
-    return f"{' + '.join(['classification', *started])}; {config.epochs} epochs, {rates}"
+    return f"{' + '.join(parts_of(config))}; {config.epochs} epochs, {rates}"
 
 
 def recurseed_as_markdown(found: dict, outs: list[Path]) -> str:
@@ -128,9 +133,9 @@ def recurseed_as_markdown(found: dict, outs: list[Path]) -> str:
     ]
     for modelid, columns in found.items():
         trained, made = (runs.stored_config(outs[0], modelid, f"recurseed {mode}") for mode in ("train", "labels"))
-        whole = trained.mix_from <= trained.epochs
         cells = [modelid, learned_from(trained), made.recurseed_maps, *(cell(figures) for figures in columns.values())]
-        lines.append(f"| {' | '.join(cells)} | {f'{published.figures[0]}, single-stage' if whole else '–'} |")
+        theirs = f"{published.figures[0]}, single-stage" if "CertainMix" in parts_of(trained) else "–"
+        lines.append(f"| {' | '.join(cells)} | {theirs} |")
     return "\n".join(lines) + "\n"
 
 
