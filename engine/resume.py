@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from datasets.errors import InputError
+from datasets.files import is_config
 from engine import checkpoint, distributed
+from engine.notes import read_config
 
 Figures = tuple[int, list[str], dict[str, Tensor]]  # step of the epoch, ids, scalar losses and other figures
 
@@ -52,6 +54,7 @@ def write_state(
     """
     recent = [(step, ids, {name: v.cpu() for name, v in figures.items()}) for step, ids, figures in at.recent]
     content = {
+        "identity": _identity(path.parent),
         "epoch": at.epoch,
         "step": at.step,
         "steps": steps,
@@ -82,6 +85,9 @@ def read_state(
             for step, ids, figures in state["unseen"]
         ]
         totals = {str(name): float(total) for name, total in state["totals"].items()}
+        identity = _identity(path.parent)
+        if state.get("identity", identity) != identity:  # older versions did not note it
+            raise ValueError("it is the state of another run")
         at = Standing(int(state["epoch"]), int(state["step"]), totals, recent)
         if int(state["steps"]) != steps:
             raise ValueError(f"its epochs have {int(state['steps'])} steps, here {steps}: start as many processes")
@@ -102,6 +108,12 @@ def read_state(
     if not weights_are_finite(networks):
         raise InputError(f"{path} holds weights that are not finite; start over with --fresh")
     return at
+
+
+def _identity(folder: Path) -> str:
+    """Of the run that fills a folder."""
+    path = folder / "config.json"
+    return str(read_config(path).get("identity")) if is_config(path) else ""
 
 
 def check_finite(at: Standing, steps: int, title: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ import main_ssdd
 from datasets import coco
 from datasets.errors import InputError
 from datasets.seed_store import load_maps, read_seed, save_maps, seed_path, store_path
-from datasets.voc import CLASSES, image_path, mask_path, open_image, read_ids, write_mask
+from datasets.voc import CLASSES, image_path, mask_path, open_image, read_ids, read_mask, write_mask
 from engine import checkpoint, distributed, notes, passes, runs, stages
 from prepare_labels import make_aff_labels, make_cam_labels
 from script import make_pages
@@ -368,3 +368,18 @@ def test_two_imports_do_not_fill_one_data_set(own_voc, tmp_path, capsys):
     assert "in use by another run" in said and "another --to" in said
     end(other)
     import_images.main(photos_of(own_voc, tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["", '{"mask": {}}', "{", "miou"])
+def test_figures_of_a_network_are_of_the_masks_and_truth_that_are_there(damage, own_run, capsys):
+    path = stages.folder(own_run, "mode 3") / "result_val.json"
+    right = path.read_text()
+    path.write_text(right.replace('"miou": 0', '"miou": 1') if damage == "miou" else damage or right)
+    if not damage:
+        for image_id in read_ids(own_run.voc_root, "val"):
+            write_mask(mask_path(own_run.voc_root, image_id), 0 * read_mask(mask_path(own_run.voc_root, image_id)))
+    figures = seed_rivals.network_figures(own_run)
+    main_ssdd.main(["--mode=3", *as_flags(own_run)])
+    assert (path.read_text() == right) == bool(damage)
+    stored = json.loads(path.read_text())
+    assert figures == {kind: stored[kind]["miou"] for kind in ("mask", "mask after CRF")}

@@ -1,9 +1,11 @@
 """Training that is saved within an epoch and stopped by signals."""
 
+import json
 import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +102,20 @@ def test_signal_after_the_last_step_of_an_epoch_is_not_lost(tmp_path):
     with pytest.raises(Stopped, match="after 1 epochs and 0 of 3 steps"):
         toy.run()
     assert checkpoint.load(tmp_path / "state.pth")["epoch"] == 1
+
+
+def test_the_state_of_another_run_is_refused(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"identity": name}))
+        toy = Toy(tmp_path / name, checkpoint_every=EVERY_STEP)
+        stop_at_step(toy, 2)
+        with pytest.raises(Stop):
+            toy.run()
+    shutil.copy(tmp_path / "other" / "state.pth", tmp_path / "one" / "state.pth")
+    with pytest.raises(InputError, match="it is the state of another run"):
+        Toy(tmp_path / "one").run()
+    Toy(tmp_path / "other").run()
 
 
 def test_second_signal_leaves_at_once(tmp_path):

@@ -35,7 +35,8 @@ from datasets.voc import (
     read_mask,
     read_present,
 )
-from engine import notes, runs, seeds, stages
+from engine import runs, seeds, stages
+from evaluation.masks import evaluate
 from evaluation.metrics import confusion, mean_and_spread, mean_iou
 from evaluation.readings import Detection, Spreads, by_mean_and_spread, masks_by_readings, rules_for
 from evaluation.rivals import (
@@ -51,6 +52,7 @@ from evaluation.rivals import (
 )
 from models.inference import resize
 from models.ssdd.steps import Integration
+from modes.scores import kinds_of
 from modes.ssdd.networks import seed_integration
 from settings.config import Config
 from settings.flags import Parser
@@ -183,11 +185,12 @@ def flags_by_spread(how: Integration, spreads: Spreads, reading: str) -> dict[st
 
 
 def network_figures(config: Config) -> dict[str, float]:
-    """mIoU of the dynamic network's masks by their kind, as mode 3 stored them for val; none if it has not run."""
-    path = stages.folder(replace(config, seed_source=""), "mode 3") / "result_val.json"
-    stored = notes.read_config(path) if path.exists() else {}
-    kinds = {kind: figures.get("miou") for kind, figures in stored.items() if isinstance(figures, dict)}
-    return {kind: value for kind, value in kinds.items() if isinstance(value, float)}
+    """mIoU of the dynamic network's masks of val by their kind; none if mode 3 has not judged them."""
+    config = replace(config, seed_source="")
+    if not (stages.folder(config, "mode 3") / "result_val.json").exists():
+        return {}
+    ids = read_ids(config.voc_root, "val")
+    return {kind: evaluate(masks, config.voc_root, ids)["miou"] for kind, masks in kinds_of(config, "mode 3").items()}
 
 
 def pairs_as_markdown(results: dict[str, dict[str, dict]], seen: str) -> str:

@@ -13,7 +13,7 @@ from engine import distributed, runs, stages
 from engine.passes import image_pass
 from models.crf import CrfKernel, dense_crf
 from modes.recurseed.networks import ImageMaps, crf_kernel, labelled_maps, trained_network
-from modes.scores import report
+from modes.scores import kinds_of, report
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
 
@@ -26,7 +26,7 @@ def run(config: Config) -> None:
     network, weights = trained_network(config, device)
     runs.claim(config, STAGE, [weights])
     folder = stages.folder(config, STAGE)
-    kinds = {"mask": folder / "mask", "mask after CRF": folder / "crf"}
+    kinds = kinds_of(config, STAGE)
 
     def is_done(image_id: str) -> bool:
         return all((kind / f"{image_id}.png").exists() for kind in kinds.values())
@@ -41,7 +41,7 @@ def run(config: Config) -> None:
             outputs = [kind / f"{image_id}.png" for kind in kinds.values()]
             left.write(image_id, write_masks, found, outputs, config.recurseed_crf, crf_kernel(config))
     if distributed.rank() == 0:
-        report(config, STAGE, ids, kinds)
+        report(config, STAGE, ids)
         if config.submit:
             write_submission(config.submit, folder / "crf", config.voc_root, ids)
             print(f"RecurSeed: packed {len(ids)} masks for VOC's evaluation server into {config.submit}")

@@ -22,7 +22,7 @@ from engine.passes import image_pass
 from engine.workers import crf_kernel
 from models.crf import CrfKernel, dense_crf
 from models.inference import multiscale_probabilities, resize
-from modes.scores import report
+from modes.scores import kinds_of, report
 from modes.ssdd.networks import network_input, network_to_evaluate
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
@@ -59,7 +59,7 @@ def run(config: Config) -> None:
     network.to(device, memory_format=layout).eval()
     runs.claim(config, STAGE, [weights])
 
-    kinds = {"mask": folder / "mask", "mask after CRF": folder / "crf"}
+    kinds = kinds_of(config, STAGE)
 
     def is_done(image_id: str) -> bool:
         return all((kind / f"{image_id}.png").exists() for kind in kinds.values())
@@ -76,7 +76,7 @@ def run(config: Config) -> None:
                 photo = image_path(config.voc_root, image_id)
                 left.write(image_id, write, photo, maps, outputs, config.crf_eval, crf_kernel(config))
     if distributed.rank() == 0:
-        report(config, STAGE, ids, kinds)
+        report(config, STAGE, ids)
         if config.submit:
             write_submission(config.submit, folder / "crf", config.voc_root, ids)
             print(f"mode 3: packed {len(ids)} masks for VOC's evaluation server into {config.submit}")
