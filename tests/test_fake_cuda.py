@@ -159,6 +159,9 @@ def test_recurseed_inference(on_cuda):
     for labels in (None, empty(1, 21)):
         assert devices(inference.class_maps(prediction, labels)) == {"cuda"}
     assert devices(inference.multiscale_cam(network, empty(1, 3, 48, 64), (1, 0.5))) == {"cuda"}
+    for correlated in (False, True):
+        prediction = inference.maps_without_decoder(network, empty(1, 3, 48, 64), (1, 0.5), correlated)
+        assert devices(prediction) == {"cuda"}
 
 
 def test_classifier(on_cuda):
