@@ -15,7 +15,7 @@
 
 One GPU or the CPU as above; several GPUs:
 
-    torchrun --nproc_per_node=4 main_ssdd.py --mode=0 --bn=2
+    torchrun --nproc_per_node=4 main_ssdd.py --mode=0 --bn=8
 
 The labels that mode 0 starts from come from prepare_labels (see README.md).
 """

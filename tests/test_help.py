@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from settings.config import voc
+
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ["main_ssdd"] + [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -61,3 +63,20 @@ def test_links_in_the_documents_lead_somewhere():
 def anchors(path):
     headings = re.findall(r"^#+ (.+)", path.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in headings}
+
+
+def torchrun_commands() -> list[str]:
+    """Those of main_ssdd.py in documents and programs, each in one line."""
+    paths = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("main_*.py")]
+    joined = [re.sub(r"\\+\n\s*", "", path.read_text(encoding="utf-8")) for path in paths]
+    return re.findall(r"^.*torchrun .*main_ssdd\.py.*$", "\n".join(joined), re.M)
+
+
+def test_batches_of_the_torchrun_commands_can_be_dealt_out():
+    commands = torchrun_commands()
+    assert len(commands) >= 3
+    for command in commands:
+        word = dict(re.findall(r"--([\w-]+)=(\S+)", command))
+        machines = word.get("nnodes", "1")
+        together = int(word["nproc_per_node"]) * (int(machines) if machines.isdecimal() else 2)
+        assert int(word.get("bn", voc().bn)) % together == 0, command
