@@ -27,6 +27,19 @@ def test_a_linear_layer_by_hand():
     assert memory.peak == pytest.approx(3 * weight + x, rel=0.01)  # the second gradient comes when the product is gone
 
 
+def peak_without_workspaces(events) -> int:
+    """The most bytes at a time; of a convolution only what it leaves, as its workspace differs between processors."""
+    now = peak = end = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.start_ns() > end:
+            peak = max(peak, now)
+        if event.name() == "[memory]":
+            now += event.nbytes()
+        elif "conv" in event.name():
+            end = max(end, event.start_ns() + event.duration_ns())
+    return max(peak, now)
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_what_the_allocator_hands_out(dynamic, precision):
@@ -37,11 +50,7 @@ def test_what_the_allocator_hands_out(dynamic, precision):
         step = prepare()
         step()
         step()
-    now = peak = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
+    peak = peak_without_workspaces(profiled.profiler.kineto_results.events())
     assert step_memory.step_memory(prepare).peak == pytest.approx(peak, rel=0.05)
 
 
