@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,9 +60,66 @@ def fake():
 
 
 @pytest.fixture
-def on_cuda(fake):
-    with NothingOnTheCpu():
-        yield
+def on_cuda(fake, monkeypatch):
+    # As distributed.autocast does on a GPU, whose list of operations in bfloat16 is not that of CPUs.
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with NothingOnTheCpu():
+            yield
+    finally:
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name().removeprefix("aten::").split(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def repeatable():
+    """As distributed.compute_deterministically."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+# What torch.use_deterministic_algorithms says has no deterministic kernel on CUDA, forward or backward.
+WITHOUT_A_KERNEL = (
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
+    "avg_pool3d",
+    "bincount",
+    "ctc_loss",
+    "embedding_bag",
+    "fractional_max_pool",
+    "grid_sampler",
+    "histc",
+    "kthvalue",
+    "max_unpool",
+    "median",
+    "nll_loss",
+    "put",
+    "reflection_pad",
+    "scatter_reduce",
+    "upsample_bicubic",
+    "upsample_bilinear",
+    "upsample_linear",
+    "upsample_trilinear",
+)
+
+
+def cannot_repeat(operations: Operations) -> set[str]:
+    return {name for name in operations.names if name.lstrip("_").startswith(WITHOUT_A_KERNEL)}
 
 
 def devices(result) -> set[str]:
@@ -84,25 +142,36 @@ def test_a_tensor_left_on_the_cpu_or_looked_at_fails(on_cuda):
         empty(3).nonzero()
 
 
+def test_networks_run_in_bfloat16(on_cuda):
+    weight = empty(4, 3, 3, 3)
+    assert F.conv2d(empty(2, 3, 8, 8), weight).dtype == torch.bfloat16
+    with torch.autocast("cuda", enabled=False), pytest.raises(Exception, match="bfloat16"):
+        F.conv2d(empty(2, 3, 8, 8).bfloat16(), weight)
+
+
 def test_a_mixture_of_devices_fails(fake):
     with pytest.raises(Exception, match="device"):
         empty(3) + torch.zeros(3)
 
 
-def test_static_step(on_cuda):
+def test_static_step(on_cuda, repeatable):
     step = built(StaticStep, built(SegmentationNetwork, 21, 1 / 16, 2), built(DDNet, 1, 21, 1 / 16), Integration())
-    result = step(empty(2, 3, 48, 48), empty(2, 21), masks(), masks())
+    with Operations() as operations:
+        result = step(empty(2, 3, 48, 48), empty(2, 21), masks(), masks())
     assert devices(result) == {"cuda"} and result.modules[0].refined.shape == (2, 12, 12)
     assert devices(module_figures(result, empty(2, 21))) == {"cuda"}
+    assert cannot_repeat(operations) == {"reflection_pad2d", "nll_loss2d_forward"}  # docs/benchmarks/README.md
 
 
 @pytest.mark.parametrize("seed_target", ["ssdd1", "ssdd2"])
-def test_dynamic_step_with_the_exact_crf(on_cuda, seed_target):
+def test_dynamic_step_with_the_exact_crf(on_cuda, repeatable, seed_target):
     segmentation, ddnet = built(SegmentationNetwork, 21, 1 / 16, 2, True), built(DDNet, 2, 21, 1 / 16)
     crf = partial(exact_masks, iterations=3, kernel=CrfKernel())
     step = DynamicStep(segmentation, ddnet, Integration(), 0.5, seed_target, crf)
-    result = step(empty(2, 3, 48, 48), empty(2, 21), empty(2, 12, 12, 3, dtype=torch.uint8), masks())
+    with Operations() as operations:
+        result = step(empty(2, 3, 48, 48), empty(2, 21), empty(2, 12, 12, 3, dtype=torch.uint8), masks())
     assert devices(result) == {"cuda"} and len(result.modules) == 2
+    assert cannot_repeat(operations) == {"reflection_pad2d", "nll_loss2d_forward"}
 
 
 def test_integration(on_cuda):
@@ -164,8 +233,11 @@ def test_recurseed_inference(on_cuda):
         assert devices(prediction) == {"cuda"}
 
 
-def test_classifier(on_cuda):
-    assert devices(built(Classifier, 20, 1 / 16)(empty(2, 3, 48, 48))) == {"cuda"}
+def test_classifier(on_cuda, repeatable):
+    with Operations() as operations:
+        logits = built(Classifier, 20, 1 / 16)(empty(2, 3, 48, 48))
+        assert devices(F.multilabel_soft_margin_loss(logits.float(), empty(2, 20))) == {"cuda"}
+    assert not cannot_repeat(operations)
 
 
 def test_class_activation_maps(fake):
@@ -175,9 +247,11 @@ def test_class_activation_maps(fake):
     assert devices(cam) == {"cuda"} and cam.shape == (2, 40, 48)
 
 
-def test_affinities_and_their_loss(on_cuda):
-    pairs = pair_affinities(built(AffinityNet, 1 / 16)(empty(2, 3, 96, 96)))
-    assert devices(pairs) == devices(affinity_loss(pairs, masks())) == {"cuda"}
+def test_affinities_and_their_loss(on_cuda, repeatable):
+    with Operations() as operations:
+        pairs = pair_affinities(built(AffinityNet, 1 / 16)(empty(2, 3, 96, 96)))
+        assert devices(pairs) == devices(affinity_loss(pairs, masks())) == {"cuda"}
+    assert not cannot_repeat(operations)
     assert devices(pool_to_cells(seed_maps(empty(2, 90, 95)))) == {"cuda"}
 
 
