@@ -1,5 +1,6 @@
 """What an independent attack found: results over inputs, changes that went unseen, small files that blow up."""
 
+import importlib
 import json
 import os
 import shutil
@@ -383,3 +384,18 @@ def test_figures_of_a_network_are_of_the_masks_and_truth_that_are_there(damage, 
     assert (path.read_text() == right) == bool(damage)
     stored = json.loads(path.read_text())
     assert figures == {kind: stored[kind]["miou"] for kind in ("mask", "mask after CRF")}
+
+
+@pytest.mark.parametrize(
+    ("stage", "lost"),
+    [("train_cls", "weights.pth"), ("train_aff", "weights.pth"), ("mode 0", "ssdd_*.pth"), ("mode 2", "seg_*.pth")],
+)
+def test_last_weights_that_were_lost_come_back_from_the_state(stage, lost, finished_run, own_run):
+    program = importlib.import_module(f"prepare_labels.{stage}").main if stage in stages.PSA else main_ssdd.main
+    folder = stages.folder(own_run, stage)
+    shutil.copy(Path(finished_run) / folder.relative_to(own_run.out) / "state.pth", folder)
+    (weights,) = folder.rglob(lost)
+    before = weights.read_bytes()
+    weights.unlink()
+    program([*([] if stage in stages.PSA else [f"--mode={stage[-1]}"]), *as_flags(own_run)])
+    assert weights.read_bytes() == before
