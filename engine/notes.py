@@ -19,8 +19,11 @@ WITHDRAWN = "0" * 16  # in place of what an image's files were made from, while 
 
 
 def add_notes(notes: Path, made: dict[str, str]) -> None:
-    with open(notes, "a", encoding="utf-8") as file:
-        file.write("".join(f"{image_id} {what}\n" for image_id, what in made.items()))
+    try:
+        with open(notes, "a", encoding="utf-8") as file:
+            file.write("".join(f"{image_id} {what}\n" for image_id, what in made.items()))
+    except OSError as error:  # which names no file where the disk is full
+        raise InputError(f"cannot write {notes}: {error.strerror}; what is done is kept") from None
 
 
 def notes_of(path: Path) -> dict[str, str]:

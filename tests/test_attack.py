@@ -363,6 +363,13 @@ def test_fresh_that_is_refused_moves_no_folder(own_run, capsys):
     assert any(first.glob("*.npz")) and not first.with_name("out_aff.old1").exists()
 
 
+@pytest.mark.parametrize("place", [".", "", "new/.."])
+def test_an_archive_needs_a_folder_with_a_name(place, own_voc, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    said = refused(pack.main, ["import", str(own_voc / "SegmentationClass"), "--to", place], tmp_path, capsys)
+    assert "name a new folder or file" in said and not Path("new").exists()
+
+
 def test_two_imports_do_not_fill_one_data_set(own_voc, tmp_path, capsys):
     other = holder("locks.lock_for_writing(folder)", tmp_path / "own")
     said = refused(import_images.main, photos_of(own_voc, tmp_path), tmp_path, capsys)
