@@ -27,8 +27,15 @@ def add_notes(notes: Path, made: dict[str, str]) -> None:
 
 
 def notes_of(path: Path) -> dict[str, str]:
-    """What each image was made from, the last word on it; empty if there are no notes."""
-    text = read_bytes(path, 1 << 28).decode("utf-8", "replace") if path.exists() else ""
+    """What each image was made from, the last word on it; empty if there are no notes.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    try:
+        text = read_bytes(path, 1 << 28).decode("utf-8", "replace") if path.exists() else ""
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}); move {path.parent} aside") from None
     return dict(re.findall(r"^(\S+) ([0-9a-f]{16})$", text, re.M))
 
 

@@ -221,3 +221,8 @@ def test_a_port_that_cannot_be(monkeypatch):
 def test_notes_that_cannot_be_written_are_named():
     with pytest.raises(InputError, match="cannot write /dev/full: No space left"):
         notes.add_notes(Path("/dev/full"), {"image": "0" * 16})
+
+
+def test_notes_that_are_no_file_are_named(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        notes.notes_of(tmp_path)
