@@ -16,6 +16,7 @@ import main_recurseed
 import main_ssdd
 from datasets import coco
 from datasets.errors import InputError
+from datasets.files import PARTIAL
 from datasets.seed_store import load_maps, read_seed, save_maps, seed_path, store_path
 from datasets.voc import CLASSES, image_path, mask_path, open_image, read_ids, read_mask, write_mask
 from engine import checkpoint, distributed, notes, passes, runs, stages
@@ -294,13 +295,15 @@ def test_an_import_goes_on_by_content_whatever_the_times_say(own_voc, tmp_path, 
     with pytest.raises(SystemExit):
         import_images.main(flags)
     last.write_bytes(kept)
+    half = tmp_path / "own" / "JPEGImages" / f"{PARTIAL}7-left.jpg"  # by a kill
+    half.touch()
     shutil.copy(second, first)
     os.utime(first, (1, 1))  # as `cp -p` and rsync leave it
     photos.rename(own_voc / "renamed")
     done = []
     monkeypatch.setattr(import_images, "read_photo", lambda path: (done.append(path.name), open_image(path))[1])
     import_images.main([str(own_voc / "renamed"), *flags[1:]])
-    assert done == [first.name, last.name]
+    assert done == [first.name, last.name] and not half.exists()
     assert (
         image_path(tmp_path / "own", first.stem).read_bytes() == image_path(tmp_path / "own", second.stem).read_bytes()
     )
