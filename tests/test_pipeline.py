@@ -188,12 +188,12 @@ def test_labels_serve_both_recipes(own_run):
     main_ssdd.main(["--mode=0", *as_flags(own_run), "--recipe=released", "--modelid=released"])
 
 
-def test_complete_evaluation_is_not_computed_again_unless_a_mask_changes(own_run, monkeypatch, capsys):
+def test_masks_of_a_complete_evaluation_are_not_made_again_and_judged_by_the_truth_that_is_there(own_run, monkeypatch, capsys):
     flags = ["--mode=3", *as_flags(own_run)]
     main_ssdd.main(flags)
     table = capsys.readouterr().out.split("| val")[1]
     with monkeypatch.context() as patch:
-        patch.setattr("modes.scores.evaluate", lambda *_: pytest.fail("computed again"))
+        patch.setattr("modes.ssdd.evaluate.multiscale_probabilities", lambda *_: pytest.fail("computed again"))
         main_ssdd.main(flags)
     assert capsys.readouterr().out.split("| val")[1] == table
     truth = Path(own_run.voc_root) / "SegmentationClass" / f"{read_ids(own_run.voc_root, 'val')[0]}.png"
