@@ -188,7 +188,7 @@ def test_labels_serve_both_recipes(own_run):
     main_ssdd.main(["--mode=0", *as_flags(own_run), "--recipe=released", "--modelid=released"])
 
 
-def test_masks_of_a_complete_evaluation_are_not_made_again_and_judged_by_the_truth_that_is_there(own_run, monkeypatch, capsys):
+def test_a_complete_evaluation_keeps_its_masks_and_judges_them_anew(own_run, monkeypatch, capsys):
     flags = ["--mode=3", *as_flags(own_run)]
     main_ssdd.main(flags)
     table = capsys.readouterr().out.split("| val")[1]
