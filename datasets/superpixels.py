@@ -52,6 +52,8 @@ def read_superpixels(path: str | Path, size: tuple[int, int], most: int = MOST) 
             raise InputError(
                 f"{path} is a {image.mode} picture, needed: a PNG of three channels that hold superpixel ids"
             )
+        if any("16" in str(tile[3]) for tile in image.tile):  # Pillow would keep the upper 8 of them
+            raise InputError(f"{path} has channels of 16 bits, needed: three of 8 bits that hold superpixel ids")
         return np.array(image).astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
     if not path.exists():

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.errors import InputError
 
+_LAST_PORT = 65535
 LONGEST_TMPDIR = 70  # characters; the name of a socket below it may have 108 in all
 JOINING_SECONDS = 60
 LONGEST_WAIT = timedelta(days=1)  # for one that has more CRFs to do; torchrun tells of one that is lost
@@ -74,6 +75,8 @@ def _started_several() -> bool:
     if not words["WORLD_SIZE"].isdecimal() or int(words["WORLD_SIZE"]) < 1:
         raise InputError(f"WORLD_SIZE={words['WORLD_SIZE'][:40]!a}: start with torchrun, or unset it")
     missing = [name for name, word in words.items() if not word or (name != "MASTER_ADDR" and not word.isdecimal())]
+    if not missing and int(words["MASTER_PORT"]) > _LAST_PORT:
+        missing = ["a MASTER_PORT that can be"]
     if missing:
         raise InputError(f"WORLD_SIZE={words['WORLD_SIZE']} without {missing[0]}: start with torchrun, or unset it")
     return True

@@ -19,13 +19,23 @@ WITHDRAWN = "0" * 16  # in place of what an image's files were made from, while 
 
 
 def add_notes(notes: Path, made: dict[str, str]) -> None:
-    with open(notes, "a", encoding="utf-8") as file:
-        file.write("".join(f"{image_id} {what}\n" for image_id, what in made.items()))
+    try:
+        with open(notes, "a", encoding="utf-8") as file:
+            file.write("".join(f"{image_id} {what}\n" for image_id, what in made.items()))
+    except OSError as error:  # which names no file where the disk is full
+        raise InputError(f"cannot write {notes}: {error.strerror}; what is done is kept") from None
 
 
 def notes_of(path: Path) -> dict[str, str]:
-    """What each image was made from, the last word on it; empty if there are no notes."""
-    text = read_bytes(path, 1 << 28).decode("utf-8", "replace") if path.exists() else ""
+    """What each image was made from, the last word on it; empty if there are no notes.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    try:
+        text = read_bytes(path, 1 << 28).decode("utf-8", "replace") if path.exists() else ""
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}); move {path.parent} aside") from None
     return dict(re.findall(r"^(\S+) ([0-9a-f]{16})$", text, re.M))
 
 

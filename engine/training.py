@@ -40,7 +40,7 @@ class Training:
         batch: samples a step of all processes together, set by the flag `batch_flag`.
         losses: (batch, fractional epoch) → losses, whose sum is minimised, and other figures to log.
         after_epoch: called by every process with the number of complete epochs and, on the first process, the history,
-            before the state is written.
+            before the state is written; once more, without it, where a finished run's last weights are gone.
         refresh: of the pages, every few minutes.
         drop_rest: an epoch ends with its last whole batch, as statistics of the global batch need it.
         after_step: called with the number of complete steps of the run, say to move an average of the weights.
@@ -73,6 +73,8 @@ def train(run: Training, config: Config, device: torch.device) -> None:
         distributed.compute_deterministically()
     order = EpochOrder(len(run.samples), distributed.share(run.batch), config.seed, run.drop_rest)
     at = last_state(run, config.epochs, order.steps, device)
+    if at.epoch == config.epochs:  # whoever has the last weights does not ask for a training
+        run.after_epoch(at.epoch, None)
     batches = Batches(config, run.samples, order, device)
     journal = Journal(run.title, run.folder, at, order, config.epochs)
     with Interruption(config.checkpoint_every) as interruption, distributed.faults(run.batch_flag, run.batch):

@@ -210,6 +210,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("weight decay left out", "weight_decay=weight_decay,", "weight_decay=0,", MODE_0),
         ("momentum left out", "momentum=momentum,", "momentum=0,", MODE_0),
         ("DD-Net never stepped", "    for optimiser in run.optimisers:\n        optimiser.step()", "    run.optimisers[0].step()", MODE_0),
+        ("weights that were lost stay lost", "        run.after_epoch(at.epoch, None)\n", "        pass\n", f"{_TRAINING}finished_run_trains_no_further"),
         ("state before the checkpoint", "            run.after_epoch(at.epoch + 1, journal.history)\n            at = Standing(at.epoch + 1)\n            save(run, at, order.steps)\n", "            at = Standing(at.epoch + 1)\n            save(run, at, order.steps)\n            run.after_epoch(at.epoch, journal.history)\n", f"{_TRAINING}interrupted_run_ends_bit_by_bit_where_the_whole_one_does"),
         ("signals forgotten", "            stop_if_asked(interruption.asks()[1], run, config, at, order.steps)\n", "", f"{_RESUME}signal_after_the_last_step_of_an_epoch_is_not_lost"),
         ("a signal does not save", "if signal_number or (is_time and at.step < order.steps):", "if is_time and not signal_number and at.step < order.steps:", SIGNALS),
@@ -230,6 +231,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "engine/resume.py": [
         ("losses that are not finite pass", "if not torch.isfinite(row).all():", "if False:", NOT_FINITE),
+        ("any state is taken", 'if state.get("identity", identity) != identity:', "if False:", f"{_RESUME}the_state_of_another_run_is_refused"),
         ("a save within an epoch forgets figures", '"unseen": recent,', '"unseen": [],', RESUMED),
         ("momentum lost", '{"state": content["state"], "param_groups": own}', '{"state": {}, "param_groups": own}', RESUMED),
         ("weights not read", '            network.load_state_dict(state["networks"][name])\n', '            state["networks"][name]\n', RESUMED),
@@ -390,6 +392,8 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("mean over all classes", "np.nanmean(per_class)", "np.nan_to_num(per_class).mean()", EVAL),
     ],
     "tools/coco.py": [
+        ("masks that were lost believed", "mask.exists() and ", "", "tests/test_coco.py::test_what_was_lost_is_made_again_of_the_photographs_that_are_named"),
+        ("photographs of another folder kept", " and photograph.samefile(item.photograph)", "", "tests/test_coco.py::test_what_was_lost_is_made_again_of_the_photographs_that_are_named"),
         ("annotations of an archive believed", " and read_bytes(annotation, 1 << 20) == content.encode()", "", "tests/test_coco.py::test_an_archive_whose_annotation_changed_is_prepared_anew"),
     ],
     "tools/pack.py": [

@@ -1,5 +1,6 @@
 """What an independent attack found: results over inputs, changes that went unseen, small files that blow up."""
 
+import importlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import main_recurseed
 import main_ssdd
 from datasets import coco
 from datasets.errors import InputError
+from datasets.files import PARTIAL
 from datasets.seed_store import load_maps, read_seed, save_maps, seed_path, store_path
 from datasets.voc import CLASSES, image_path, mask_path, open_image, read_ids, read_mask, write_mask
 from engine import checkpoint, distributed, notes, passes, runs, stages
@@ -293,13 +295,15 @@ def test_an_import_goes_on_by_content_whatever_the_times_say(own_voc, tmp_path, 
     with pytest.raises(SystemExit):
         import_images.main(flags)
     last.write_bytes(kept)
+    half = tmp_path / "own" / "JPEGImages" / f"{PARTIAL}7-left.jpg"  # by a kill
+    half.touch()
     shutil.copy(second, first)
     os.utime(first, (1, 1))  # as `cp -p` and rsync leave it
     photos.rename(own_voc / "renamed")
     done = []
     monkeypatch.setattr(import_images, "read_photo", lambda path: (done.append(path.name), open_image(path))[1])
     import_images.main([str(own_voc / "renamed"), *flags[1:]])
-    assert done == [first.name, last.name]
+    assert done == [first.name, last.name] and not half.exists()
     assert (
         image_path(tmp_path / "own", first.stem).read_bytes() == image_path(tmp_path / "own", second.stem).read_bytes()
     )
@@ -362,6 +366,13 @@ def test_fresh_that_is_refused_moves_no_folder(own_run, capsys):
     assert any(first.glob("*.npz")) and not first.with_name("out_aff.old1").exists()
 
 
+@pytest.mark.parametrize("place", [".", "", "new/.."])
+def test_an_archive_needs_a_folder_with_a_name(place, own_voc, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    said = refused(pack.main, ["import", str(own_voc / "SegmentationClass"), "--to", place], tmp_path, capsys)
+    assert "name a new folder or file" in said and not Path("new").exists()
+
+
 def test_two_imports_do_not_fill_one_data_set(own_voc, tmp_path, capsys):
     other = holder("locks.lock_for_writing(folder)", tmp_path / "own")
     said = refused(import_images.main, photos_of(own_voc, tmp_path), tmp_path, capsys)
@@ -383,3 +394,18 @@ def test_figures_of_a_network_are_of_the_masks_and_truth_that_are_there(damage, 
     assert (path.read_text() == right) == bool(damage)
     stored = json.loads(path.read_text())
     assert figures == {kind: stored[kind]["miou"] for kind in ("mask", "mask after CRF")}
+
+
+@pytest.mark.parametrize(
+    ("stage", "lost"),
+    [("train_cls", "weights.pth"), ("train_aff", "weights.pth"), ("mode 0", "ssdd_*.pth"), ("mode 2", "seg_*.pth")],
+)
+def test_last_weights_that_were_lost_come_back_from_the_state(stage, lost, finished_run, own_run):
+    program = importlib.import_module(f"prepare_labels.{stage}").main if stage in stages.PSA else main_ssdd.main
+    folder = stages.folder(own_run, stage)
+    shutil.copy(Path(finished_run) / folder.relative_to(own_run.out) / "state.pth", folder)
+    (weights,) = folder.rglob(lost)
+    before = weights.read_bytes()
+    weights.unlink()
+    program([*([] if stage in stages.PSA else [f"--mode={stage[-1]}"]), *as_flags(own_run)])
+    assert weights.read_bytes() == before

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from datasets.coco import CLASSES, paint, picture_classes, read_instances
+from datasets.files import PARTIAL
 from datasets.voc import (
     annotation_path,
     class_names,
@@ -18,6 +19,7 @@ from datasets.voc import (
     read_mask,
     read_present,
 )
+from tests.test_locks import end, holder
 from tools import coco
 from tools.coco import read_record
 
@@ -186,8 +188,17 @@ def test_an_interrupted_preparation_goes_on(download, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
         coco.main(["prepare", str(download), "--to", str(root)])
     assert end.value.code == 130 and not list_path(root, "train").exists()
+    half = root / "JPEGImages" / f"{PARTIAL}7-left.jpg"  # by a kill
+    half.touch()
     coco.main(["prepare", str(download), "--to", str(root)])
-    assert len(painted) == 5 and len(set(painted)) == 4 and coco.check(root)
+    assert len(painted) == 5 and len(set(painted)) == 4 and coco.check(root) and not half.exists()
+
+
+def test_two_preparations_do_not_fill_one_data_set(download, tmp_path, capsys):
+    other = holder("locks.lock_for_writing(folder)", tmp_path / "root")
+    assert "in use by another run" in refused(capsys, "prepare", download, "--to", tmp_path / "root")
+    end(other)
+    coco.main(["prepare", str(download), "--to", str(tmp_path / "root")])
 
 
 def refused(capsys, *arguments):

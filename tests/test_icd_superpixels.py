@@ -1,5 +1,6 @@
 """Superpixels: Felzenszwalb's against a direct one, merging against brute force, their files and training crops."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -235,3 +236,10 @@ def test_a_thin_image_keeps_a_pixel_at_every_scale():
     image, ids = torch.zeros(3, 1, 300, dtype=torch.uint8), torch.zeros(1, 300, dtype=torch.long)
     x, crop_ids = random_scaled_crop(image, ids, 20, (0.01,))
     assert x.shape == (3, 20, 20) and (x == 0).any() and set(crop_ids.unique().tolist()) == {0, 1}
+
+
+def test_channels_of_16_bits_are_refused(tmp_path):
+    ids = np.arange(12).reshape(3, 4)
+    cv2.imwrite(str(tmp_path / "deep.png"), np.stack([ids, 0 * ids, 0 * ids], axis=-1).astype(np.uint16))
+    with pytest.raises(InputError, match="16 bits"):
+        read_superpixels(tmp_path / "deep.png", (3, 4))

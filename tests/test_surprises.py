@@ -208,3 +208,21 @@ def test_seeds_that_changed_are_imported_again(own_run, tmp_path, capsys):
         import_labels.main(flags)
         assert said in capsys.readouterr().out
         assert np.array_equal(load_maps(tmp_path / "store" / f"{image_id}.npz").maps, maps)
+
+
+def test_a_port_that_cannot_be(monkeypatch):
+    for name, word in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999"}.items():
+        monkeypatch.setenv(name, word)
+    with pytest.raises(InputError, match="MASTER_PORT"):
+        distributed.start("cpu")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_notes_that_cannot_be_written_are_named():
+    with pytest.raises(InputError, match="cannot write /dev/full: No space left"):
+        notes.add_notes(Path("/dev/full"), {"image": "0" * 16})
+
+
+def test_notes_that_are_no_file_are_named(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        notes.notes_of(tmp_path)

@@ -33,7 +33,7 @@ from datasets.coco import (
     read_instances,
 )
 from datasets.errors import InputError, program
-from datasets.files import atomic_write, read_bytes, refuse_filled, refuse_overwrite
+from datasets.files import atomic_write, read_bytes, refuse_filled, refuse_overwrite, remove_partial
 from datasets.voc import (
     CLASSES_FILE,
     class_names,
@@ -44,6 +44,7 @@ from datasets.voc import (
     read_ids,
     write_mask,
 )
+from engine import locks
 from engine.progress import progress
 from settings.flags import Parser
 
@@ -150,6 +151,8 @@ def _painting_record(places: dict[str, tuple[Path, Path]], overlap: str, crowd: 
 def _claim(root: Path, record: dict) -> None:
     """Write the record first, so that masks of two kinds never come to lie together."""
     path = root / RECORD
+    locks.lock_for_writing(root, "--to")
+    remove_partial(root)
     if path.exists():
         if read_record(root) != record:
             raise InputError(f"{path} says that the masks at {root} were made otherwise: give another --to")

@@ -24,7 +24,7 @@ from xml.sax.saxutils import escape
 from PIL import Image
 
 from datasets.errors import InputError, program
-from datasets.files import atomic_write, content_digest, read_bytes, refuse_filled, refuse_overwrite
+from datasets.files import atomic_write, content_digest, read_bytes, refuse_filled, refuse_overwrite, remove_partial
 from datasets.pictures import ENDINGS, read_photo
 from datasets.voc import CLASSES_FILE, IGNORE, LARGEST_LIST, image_path, list_path, read_names
 from engine import locks
@@ -102,6 +102,7 @@ def claim(root: Path, ids: dict[str, str]) -> dict[str, str]:
     """Begin a data set, or go on with one that a killed import left; what it noted of its pictures, by id."""
     marker = root / UNFINISHED
     locks.lock_for_writing(root, "--to")
+    remove_partial(root)
     if not marker.exists():
         refuse_filled(root, ("JPEGImages", "Annotations", "ImageSets", CLASSES_FILE))
         with atomic_write(marker) as temporary:

@@ -119,6 +119,8 @@ def pack_weights(config: Config, path: Path, target: Path) -> str:
 
 def unpack(path: Path, target: Path, config: Config) -> str:
     """Bring an archive, or a folder of masks ID.png, to `target`, all of it or nothing; what to print."""
+    if target.name in ("", ".."):  # a folder is made beside it, which takes its place
+        raise InputError(f"--to={target}: name a new folder or file")
     if target.is_symlink() and not target.exists():
         raise InputError(f"{target} is a link to nothing: name another place with --to")
     if target.exists() and (target.is_file() or any(target.iterdir())):

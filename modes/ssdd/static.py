@@ -41,8 +41,8 @@ def run(config: Config) -> None:
     segmentation, ddnet = build(config, dynamic=False)
     weights = start_from_classifier(config, segmentation)
     runs.claim(config, STAGE, [weights, *samples.seeds.values(), *runs.training_data(config)])
-    last = stages.checkpoint_path(folder, "seg", config.epochs)
-    if last.exists():
+    dd_last, last = (stages.checkpoint_path(folder, name, config.epochs) for name in ("ssdd", "seg"))
+    if dd_last.exists() and last.exists():
         print(f"mode 0: {last} is complete")
         return
     step = StaticStep(segmentation, ddnet, integration(config)).to(device, memory_format=layout)
