@@ -10,6 +10,7 @@ from PIL import Image
 
 import main_ssdd
 from datasets.errors import InputError
+from datasets.files import PARTIAL
 from datasets.seed_store import load_maps
 from datasets.voc import CLASSES, class_names, read_ids, read_image, read_mask, read_present, write_mask
 from engine import checkpoint, stages
@@ -188,6 +189,14 @@ def test_no_file_of_a_user_is_taken_for_the_data_set(name, own_data, capsys):
         import_of(own_data)
     assert "is there already" in capsys.readouterr().err
     assert contents(own_data / "data") == {name: b"mine"}
+
+
+def test_half_written_files_of_other_programs_stay(own_data):
+    other = own_data / "data" / "mine" / f"{PARTIAL}x"
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    import_of(own_data)
+    assert other.read_text() == "mine"
 
 
 def test_broken_pictures_are_left_out_when_asked(own_data, capsys):

@@ -152,8 +152,8 @@ def _claim(root: Path, record: dict) -> None:
     """Write the record first, so that masks of two kinds never come to lie together."""
     path = root / RECORD
     locks.lock_for_writing(root, "--to")
-    remove_partial(root)
     if path.exists():
+        remove_partial(root)
         if read_record(root) != record:
             raise InputError(f"{path} says that the masks at {root} were made otherwise: give another --to")
     else:

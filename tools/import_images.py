@@ -102,8 +102,9 @@ def claim(root: Path, ids: dict[str, str]) -> dict[str, str]:
     """Begin a data set, or go on with one that a killed import left; what it noted of its pictures, by id."""
     marker = root / UNFINISHED
     locks.lock_for_writing(root, "--to")
-    remove_partial(root)
-    if not marker.exists():
+    if marker.exists():
+        remove_partial(root)
+    else:
         refuse_filled(root, ("JPEGImages", "Annotations", "ImageSets", CLASSES_FILE))
         with atomic_write(marker) as temporary:
             temporary.touch()
