@@ -48,7 +48,7 @@ def test_every_gpu_gets_an_index(monkeypatch):
     monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: None)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     monkeypatch.setattr(distributed, "_store", lambda place, count: None)
-    monkeypatch.setattr(distributed, "_check_code", lambda: None)
+    monkeypatch.setattr(distributed, "_check_others", lambda *_: None)
     assert distributed.start("cuda:0").index == 2
     assert chosen == [0, 0, 3, 2, ("nccl", 2)]
 
