@@ -164,6 +164,37 @@ def test_rows_of_the_benchmark_are_lines_with_the_share_of_the_peak(place, monke
     assert said[2] == "2 images/s (JPEG: 4); n"
 
 
+def test_a_gpu_is_timed_with_the_faster_crf_and_once_more_deterministically(place, monkeypatch):
+    tried = []
+
+    def run(place, name, arguments):
+        tried.append(arguments)
+        path = Path(arguments[arguments.index("--write") + 1])
+        path.parent.mkdir(exist_ok=True)
+        rows = [{"what": "step", "unit": "images/s", "rates": [2.0 - len(tried) / 2]}]
+        path.write_text(json.dumps({"rows": rows}))
+        return Verdict(name, WORKS, "")
+
+    monkeypatch.setattr(check_gpu, "run", run)
+    said = [(made.what, made.why) for made in check_gpu.speed_verdicts(place._replace(device=CUDA))]
+    assert said == [("step", "1.5 images/s"), ("step, --deterministic", "1 images/s")]
+    assert "--crf=auto" in tried[0] and "--deterministic" not in tried[0]
+    assert tried[1][-4:] == ["--deterministic", "--only", "step0", "step2"]
+    assert (place.report / "bench_deterministic.json").exists()
+
+
+@pytest.mark.parametrize(("distance", "verdict"), [(9e-7, WORKS), (4e-6, WORKS), (6e-6, FAILS)])
+def test_equal_runs_with_deterministic_kernels_are_no_farther_apart(distance, verdict, place, monkeypatch):
+    commands = recorded(monkeypatch, training)
+    monkeypatch.setattr(training, "undisturbed", lambda place: (None, 5e-7))
+    monkeypatch.setattr(training, "apart", lambda one, other: distance if one.modelid != other.modelid else 0)
+    (made,) = training.deterministic_verdicts(place)
+    assert made.verdict == IMPOSSIBLE and not commands
+    (made,) = training.deterministic_verdicts(place._replace(device=CUDA))
+    assert made.verdict == verdict and f"{distance:.1e} apart, without it 5.0e-07" in made.why
+    assert len(commands) == 2 and all("--deterministic" in arguments for _, arguments in commands)
+
+
 def test_without_a_gpu_the_report_says_so_and_a_fault_gives_status_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     folder = tmp_path / "box"

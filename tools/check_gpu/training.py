@@ -1,4 +1,4 @@
-"""Every program on a small data set; training that is stopped and goes on; two processes against one."""
+"""Every program on a small data set; training that is stopped and goes on; two processes against one; equal runs."""
 
 import re
 import signal
@@ -196,3 +196,22 @@ def process_verdicts(place: Place) -> Iterator[Verdict]:
     torchrun = "-m torch.distributed.run --standalone --nproc_per_node=2 main_ssdd.py --mode=0"
     made = run(place, "mode 0, two processes", command(config, torchrun))
     yield compared(place, what, config, noise, PROCESSES_APART) if made.verdict == WORKS else made
+
+
+def deterministic_verdicts(place: Place) -> Iterator[Verdict]:
+    """How far two equal runs with --deterministic are apart; reflection padding keeps them from being equal."""
+    what = "--deterministic"
+    if not place.on_gpu:
+        yield Verdict(what, IMPOSSIBLE, "it chooses kernels of CUDA; a CPU repeats itself")
+        return
+    failed, noise = undisturbed(place)
+    pair = [learning(place, f"deterministic{number}", deterministic=True) for number in (1, 2)]
+    for config in pair if failed is None else ():
+        made = run(place, f"mode 0, {config.modelid}", command(config, "main_ssdd.py --mode=0"))
+        failed = failed or (made if made.verdict != WORKS else None)
+    if failed is not None:
+        yield failed._replace(what=f"{what}, {failed.what}")
+        return
+    distance = apart(*pair)
+    verdict = WORKS if distance <= max(LEAST_APART, TIMES_APART * noise) else FAILS
+    yield Verdict(what, verdict, f"weights of two equal runs {distance:.1e} apart, without it {noise:.1e}")
