@@ -13,7 +13,7 @@ import main_ssdd
 from datasets.errors import InputError
 from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
 from engine import checkpoint, distributed, stages
-from modes.ssdd import dynamic, fixed, static
+from modes.ssdd import dynamic, fixed, networks, static
 from prepare_labels import train_aff, train_cls
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
@@ -65,6 +65,16 @@ def test_a_batch_that_cannot_be_dealt_out_evenly_is_refused(monkeypatch, own_run
         with pytest.raises(InputError, match="--bn=4: 3 processes"):
             mode.run(replace(own_run, bn=4, seed_source="truth"))
     assert (folder / "config.json").read_bytes() == before
+
+
+def test_pictures_take_no_more_memory_at_once_than_a_step_of_one_process(monkeypatch, tiny_config):
+    def recorded(samples, count, batch):
+        raise InputError(f"pictures of {batch}")
+
+    monkeypatch.setattr(networks, "PictureSamples", recorded)
+    monkeypatch.setattr(distributed, "processes", lambda: 4)
+    with pytest.raises(InputError, match=r"^pictures of 2$"):
+        networks.train_ssdd(replace(tiny_config, bn=8), "mode 0", torch.device("cpu"), *[None] * 5)
 
 
 def test_kernels_are_chosen_for_training_and_for_repeating_it(monkeypatch):
