@@ -77,14 +77,26 @@ def test_pictures_take_no_more_memory_at_once_than_a_step_of_one_process(monkeyp
         networks.train_ssdd(replace(tiny_config, bn=8), "mode 0", torch.device("cpu"), *[None] * 5)
 
 
+def test_frozen_buffers_are_not_sent_and_gradients_are_not_copied(monkeypatch):
+    made = []
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda step, **options: made.append(options))
+    for device in (torch.device("cuda:1"), torch.device("cpu")):
+        distributed.data_parallel(torch.nn.Linear(1, 1), device)
+    assert [options["device_ids"] for options in made] == [[torch.device("cuda:1")], None]
+    assert all(options["gradient_as_bucket_view"] and not options["broadcast_buffers"] for options in made)
+
+
 def test_kernels_are_chosen_for_training_and_for_repeating_it(monkeypatch):
+    reset = []
     monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: reset.append(device.index))
     distributed.start("cuda:0")
     assert not torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
     distributed.start("cuda:0", ("--bn", 2))
     assert torch.backends.cudnn.benchmark
+    assert reset == [0, 0]  # the peak is each stage's own
     try:
         distributed.compute_deterministically()
         assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
