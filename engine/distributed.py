@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import socket
 import sys
 import tempfile
 import threading
@@ -163,6 +164,7 @@ def _store(place: int, count: int) -> dist.Store:
     kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     own = not kept_by_torchrun and place == 0
+    _reach(address, port, own)
     store = dist.TCPStore(address, port, is_master=own, wait_for_workers=False, multi_tenant=True)
     store.set(f"word {place}", uuid.uuid4().hex)
     while True:
@@ -171,6 +173,23 @@ def _store(place: int, count: int) -> dist.Store:
         if all(other == seen for other in store.multi_get([f"seen {n}" for n in range(count)])):
             return dist.PrefixStore(hashlib.sha256(seen).hexdigest(), store)
         time.sleep(0.1)
+
+
+def _reach(address: str, port: int, own: bool) -> None:
+    """Wait for the store's machine, quietly: torch itself prints a page at each attempt.
+
+    Args:
+        own: the store will be this process's, so that there is a name to look up and nobody to call.
+    """
+    while True:
+        try:
+            if own:
+                socket.getaddrinfo(address, port)
+            else:
+                socket.create_connection((address, port), timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
 
 
 def _leave_when_late() -> None:

@@ -244,7 +244,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("other code not noticed", "if differs:", "if False:", "tests/test_joining.py::test_machines_of_different_code_are_refused"),
         ("a CPU among GPUs not noticed", "if its_kind != kind:", "if False:", "tests/test_joining.py::test_a_machine_without_a_gpu_among_others_is_refused_before_they_are_joined"),
         ("bfloat16 refused when a folder keeps it", '        if precision == "bfloat16":\n', "        if False:\n", "tests/test_joining.py::test_bfloat16_is_refused_before_a_folder_keeps_it[train_cls]"),
-        ("waiting for ever for other machines", "    late.start()\n", "", "tests/test_joining.py::test_a_machine_that_cannot_be_reached_ends_the_run[1]"),
+        ("waiting for ever for other machines", "    late.start()\n", "", "tests/test_joining.py::test_a_machine_that_cannot_be_reached_ends_the_run[1-localhost]"),
         ("a CPU in place of a GPU with a bad driver", "        if trouble:", "        if False:", "tests/test_joining.py::test_a_driver_that_torch_does_not_like_is_no_reason_to_take_the_cpu"),
         ("GPUs by the global rank", "'LOCAL_RANK'", "'RANK'", "tests/test_distributed.py::test_every_gpu_gets_an_index"),
     ],

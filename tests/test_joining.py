@@ -154,12 +154,14 @@ def joining(rank: int, port: int, seconds: int = 60, source: str = "same", **mor
     )
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_machine_that_cannot_be_reached_ends_the_run(rank):
-    alone = joining(rank, port := free_port(), seconds=3)
+@pytest.mark.parametrize(
+    ("rank", "address"), [(0, "localhost"), (1, "localhost"), (0, "no.invalid"), (1, "no.invalid")]
+)
+def test_a_machine_that_cannot_be_reached_ends_the_run(rank, address):
+    alone = joining(rank, port := free_port(), seconds=3, MASTER_ADDR=address)
     said = alone.communicate(timeout=120)[1]
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert alone.returncode == 2 and len(errors) == 1 and f"localhost:{port} must be open" in errors[0], said
+    assert alone.returncode == 2 and said.count("\n") == 1, said
+    assert said.startswith("error: ") and f"{address}:{port} must be open" in said, said
 
 
 @pytest.mark.parametrize("other", ["same", "older"])
