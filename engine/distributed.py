@@ -1,8 +1,11 @@
 """One process or several (torchrun): devices, shards, and the precision that a device computes in."""
 
 import hashlib
+import json
 import os
 import platform
+import re
+import socket
 import sys
 import tempfile
 import threading
@@ -33,15 +36,16 @@ _talk: dist.ProcessGroup | None = None
 _starters: list[str] | None = None
 
 
-def start(device: str, batch: tuple[str, int] | None = None) -> torch.device:
+def start(device: str, batch: tuple[str, int] | None = None, precision: str = "auto") -> torch.device:
     """Join the other processes if torchrun started several, and return this process's device.
 
     Args:
         device: auto, cpu, cuda or cuda:N; with several processes each takes the GPU of its local rank.
         batch: of a program that trains, the flag for the images a step and their number, which all processes share.
+        precision: auto, float32 or bfloat16, asked for here so that a stage's folder never keeps one that cannot be.
 
     Raises:
-        InputError: the device cannot be used here, or the batch cannot be dealt out evenly.
+        InputError: the device cannot be used here, or not in this precision, or the batch cannot be dealt out evenly.
     """
     several = _started_several()
     together = int(os.environ["WORLD_SIZE"]) if several else 1
@@ -53,9 +57,12 @@ def start(device: str, batch: tuple[str, int] | None = None) -> torch.device:
     chosen = _usable(device, several)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+        if precision == "bfloat16":
+            computes_in_bfloat16(chosen, precision)
         # torch's default computes float32 convolutions in TensorFloat-32, which keeps 10 bits of the mantissa.
         torch.backends.cudnn.allow_tf32 = False
-        # In training all inputs are of one size, for which it pays to try every kernel once.
+        # In training all inputs are of one size, for which it pays to try every kernel once. Passes over the images do
+        # not, as two runs may choose other kernels, and an image's last digits would tell where a pass was cut.
         torch.backends.cudnn.benchmark = batch is not None
         torch.cuda.reset_peak_memory_stats(chosen)
     if several and not dist.is_initialized():
@@ -112,12 +119,12 @@ def _usable(device: str, several: bool) -> torch.device:
         if 0 < there < needed:
             raise InputError(f"{needed} processes on this machine, which has {there} GPUs: --nproc_per_node={there}")
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if not re.fullmatch(r"cpu|cuda:\d+", device):
+        raise InputError(f"--device={device}: it must be auto, cpu, cuda or cuda:N")
     try:
         chosen = torch.device(device)
-        if chosen.type in ("cpu", "cuda"):
-            torch.zeros(1, device=chosen)
-            return chosen
-        reason = "it must be auto, cpu, cuda or cuda:N"
+        torch.zeros(1, device=chosen)
+        return chosen
     # RuntimeError: no such device, or a driver that torch cannot use. AssertionError: torch was built without CUDA.
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -125,7 +132,7 @@ def _usable(device: str, several: bool) -> torch.device:
 
 
 def _join(device: torch.device) -> None:
-    """Meet the other processes, all of which must run the same code.
+    """Meet the other processes, all of which must run the same code on the same kind of device.
 
     Raises:
         InputError: they cannot be met, or differ.
@@ -138,10 +145,11 @@ def _join(device: torch.device) -> None:
     late.start()
     try:
         place, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(backend, store=_store(place, count), rank=place, world_size=count, device_id=own)
+        store = _store(place, count)
+        _check_others(store, place, count, device)
+        dist.init_process_group(backend, store=store, rank=place, world_size=count, device_id=own)
         global _talk
         _talk = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-        _check_code()
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"the processes cannot be joined ({reason}); start them with torchrun") from None
@@ -161,6 +169,7 @@ def _store(place: int, count: int) -> dist.Store:
     kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     own = not kept_by_torchrun and place == 0
+    _reach(address, port, own)
     store = dist.TCPStore(address, port, is_master=own, wait_for_workers=False, multi_tenant=True)
     store.set(f"word {place}", uuid.uuid4().hex)
     while True:
@@ -169,6 +178,23 @@ def _store(place: int, count: int) -> dist.Store:
         if all(other == seen for other in store.multi_get([f"seen {n}" for n in range(count)])):
             return dist.PrefixStore(hashlib.sha256(seen).hexdigest(), store)
         time.sleep(0.1)
+
+
+def _reach(address: str, port: int, own: bool) -> None:
+    """Wait for the store's machine, quietly: torch itself prints a page at each attempt.
+
+    Args:
+        own: the store will be this process's, so that there is a name to look up and nobody to call.
+    """
+    while True:
+        try:
+            if own:
+                socket.getaddrinfo(address, port)
+            else:
+                socket.create_connection((address, port), timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
 
 
 def _leave_when_late() -> None:
@@ -180,22 +206,29 @@ def _leave_when_late() -> None:
     os._exit(2)
 
 
-def _check_code() -> None:
-    """Refuse processes of different code, which would wait for each other in different places.
+def _check_others(store: dist.Store, place: int, count: int, device: torch.device) -> None:
+    """Refuse processes of different code or devices, which would wait for each other in different places.
+
+    They are told apart before they are joined: NCCL waits for ever for a process that has no GPU.
 
     Raises:
         InputError: names two machines.
     """
     global _starters
-    own = platform.node(), {"torch": torch.__version__, "the program's source": _source()}, _starter()
-    everyone: list = [own] * processes()
-    dist.all_gather_object(everyone, own, group=_talk)
+    code = {"torch": str(torch.__version__), "the program's source": _source()}
+    store.set(f"about {place}", json.dumps([platform.node(), device.type, code, _starter()]))
+    everyone = [json.loads(store.get(f"about {n}")) for n in range(count)]
+    store.set(f"knows {place}", "")
+    if place == 0:  # with it the store may end
+        store.wait([f"knows {n}" for n in range(count)])
     _starters = [starter for *_, starter in everyone]
-    (first, expected, _), *others = everyone
-    for node, found, _ in others:
+    (first, kind, expected, _), *others = everyone
+    for node, its_kind, found, _ in others:
         differs = [name for name in expected if found[name] != expected[name]]
         if differs:
             raise InputError(f"{first} and {node} run different code ({', '.join(differs)}): bring them to one version")
+        if its_kind != kind:
+            raise InputError(f"{first} computes on {kind} and {node} on {its_kind}: give all of them the same --device")
 
 
 def starters() -> list[str]:

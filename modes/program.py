@@ -35,7 +35,7 @@ def run_modes(
     add_flags(parser, system)
     config, arguments = parsed(parser, argv)
     check(config, arguments.mode)
-    distributed.start(config.device)
+    distributed.start(config.device, precision=config.precision)
     if distributed.rank() == 0:
         print("config:", " ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(config).items()), flush=True)
     if arguments.mode == "all":

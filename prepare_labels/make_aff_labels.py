@@ -37,7 +37,7 @@ STAGE = "make_aff_labels"
 
 
 def run(config: Config) -> None:
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, precision=config.precision)
     layout = distributed.memory_format(device, config.width)
     ids = runs.image_ids(config, config.train_split)
     weights = runs.start_weights(config, "train_aff")

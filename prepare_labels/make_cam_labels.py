@@ -30,7 +30,7 @@ STAGE = "make_cam_labels"
 
 
 def run(config: Config) -> None:
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, precision=config.precision)
     ids = runs.image_ids(config, config.train_split, "cam_scales")
     weights = runs.start_weights(config, "train_cls")
     checkpoint.need_classes(weights, config.voc_root)

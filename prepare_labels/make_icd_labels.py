@@ -41,7 +41,7 @@ from settings.flags import parse
 
 def run(config: Config) -> None:
     stage = "make_icd_saliency_labels" if config.saliency else "make_icd_labels"
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, precision=config.precision)
     ids = runs.image_ids(config, config.train_split)
     if config.saliency and distributed.rank() == 0:
         check_pictures(config.saliency, config.voc_root, ids, "L", "saliency maps")

@@ -28,7 +28,7 @@ STAGE = "make_superpixels"
 
 
 def run(config: Config) -> None:
-    device = distributed.start(config.device)
+    device = distributed.start(config.device, precision=config.precision)
     ids = runs.image_ids(config, config.train_split)
     folder = stages.folder(config, STAGE)
     network = imagenet_network(config) if config.superpixel_features == "imagenet" else None

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from datasets.errors import InputError
 from evaluation import bench_table
 from evaluation.bench_systems import merged_by_search
 from models.icd.superpixels import merged
+from settings.config import voc
 from tests.conftest import as_flags
 from tools.bench import __main__ as bench
 from tools.bench import parts, timing
@@ -111,6 +113,22 @@ def test_every_row_is_measured_printed_and_kept(tiny_config, tmp_path, capsys, m
     assert all(rate > 0 for made in stored["rows"] for rate in [*made["rates"], *made.get("baseline_rates", [])])
     assert said.endswith(bench_table.table(stored) + "\n") and "projected" in said
     assert str(tmp_path) not in json.dumps(stored)
+
+
+def test_kernels_are_chosen_as_the_programs_choose_them(monkeypatch):
+    asked, chosen = [], []
+    monkeypatch.setattr(timing.distributed, "start", lambda device, batch=None: asked.append((device, batch)))
+    monkeypatch.setattr(timing.distributed, "compute_deterministically", lambda: chosen.append(True))
+    for name in ("step_rows", "final_rows", "labels_rows"):
+        monkeypatch.setattr(bench, name, lambda config, device, repeats, mode=None: [])
+    config = replace(voc(), device="cuda:1", deterministic=True)
+    device = torch.device("cuda:1")
+    list(bench.measure(config, device, 1, ["step0", "labels", "final"]))
+    # Training tries every kernel, engine.distributed.start; what goes over the images does not.
+    assert asked == [("cuda:1", ("--bn", config.bn)), ("cuda:1", None), ("cuda:1", ("--bn", config.bn))]
+    assert chosen == [True, True]
+    list(bench.measure(replace(config, deterministic=False), device, 1, ["step2"]))
+    assert chosen == [True, True]
 
 
 def test_merging_by_search_is_the_fast_merging():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine import stages
+from settings.config import Config
 from settings.flags import Parser, add_flags, parsed
 from tools.check_gpu import __main__ as check_gpu
 from tools.check_gpu import hardware, training, trial
@@ -66,6 +67,16 @@ def recorded(monkeypatch, module) -> list[tuple[str, list[str]]]:
     return commands
 
 
+def config_of(arguments: list[str]) -> Config:
+    """What a program makes of the flags that it would be run with."""
+    parser = Parser()
+    parser.add_argument("--mode")
+    add_flags(parser)
+    programs = ("main_ssdd.py", "main_recurseed.py")
+    first = next(n for n, word in enumerate(arguments) if word in programs or word.startswith("prepare_labels."))
+    return parsed(parser, arguments[first + 1 :])[0]
+
+
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_every_program_is_tried_with_flags_that_it_takes(device, place, monkeypatch):
     commands = recorded(monkeypatch, training)
@@ -82,13 +93,9 @@ def test_every_program_is_tried_with_flags_that_it_takes(device, place, monkeypa
         "tools.predict",
     ):
         assert any(words in one for one in tried), words
-    parser = Parser()
-    parser.add_argument("--mode")
-    add_flags(parser)
     for name, arguments in commands:
-        flags = [word for word in arguments if word not in ("-m", "main_ssdd.py", "main_recurseed.py")]
         if name != "predict":
-            config, _ = parsed(parser, flags if flags[0].startswith("--") else flags[1:])
+            config = config_of(arguments)
             assert config.device == device.type and config.out == str(place.scratch / "out")
 
 
@@ -124,6 +131,17 @@ def test_weights_that_did_not_learn_compare_nothing(place, monkeypatch):
     monkeypatch.setattr(training, "moved", lambda config: 1e-6)
     (made,) = training.process_verdicts(place)
     assert made.verdict == FAILS and "moved by 1.0e-06 only" in made.why
+
+
+def test_each_batch_is_compared_with_an_undisturbed_run_of_its_own(place, monkeypatch):
+    commands, pairs = recorded(monkeypatch, training), []
+    monkeypatch.setattr(training, "moved", lambda config: 1e-3)
+    monkeypatch.setattr(training, "apart", lambda one, other: pairs.append((one.modelid, other.modelid)) or 9e-6)
+    (made,) = training.process_verdicts(place)
+    assert made.verdict == WORKS and pairs == [("whole4", "two")]
+    assert [arguments[:2] for _, arguments in commands][-1] == ["-m", "torch.distributed.run"]
+    batches = [config_of(arguments).bn for name, arguments in commands if name.startswith("mode 0")]
+    assert batches == [4, 4]
 
 
 def test_one_gpu_is_too_few_for_two_processes(place, monkeypatch):
@@ -162,6 +180,37 @@ def test_rows_of_the_benchmark_are_lines_with_the_share_of_the_peak(place, monke
     said = [made.why for made in check_gpu.speed_verdicts(place)]
     assert said[1] == "6 TFLOP/s, 75 % of the measured bfloat16 convolution, peak memory 3.2 GB"
     assert said[2] == "2 images/s (JPEG: 4); n"
+
+
+def test_a_gpu_is_timed_with_the_faster_crf_and_once_more_deterministically(place, monkeypatch):
+    tried = []
+
+    def run(place, name, arguments):
+        tried.append(arguments)
+        path = Path(arguments[arguments.index("--write") + 1])
+        path.parent.mkdir(exist_ok=True)
+        rows = [{"what": "step", "unit": "images/s", "rates": [2.0 - len(tried) / 2]}]
+        path.write_text(json.dumps({"rows": rows}))
+        return Verdict(name, WORKS, "")
+
+    monkeypatch.setattr(check_gpu, "run", run)
+    said = [(made.what, made.why) for made in check_gpu.speed_verdicts(place._replace(device=CUDA))]
+    assert said == [("step", "1.5 images/s"), ("step, --deterministic", "1 images/s")]
+    assert "--crf=auto" in tried[0] and "--deterministic" not in tried[0]
+    assert tried[1][-4:] == ["--deterministic", "--only", "step0", "step2"]
+    assert (place.report / "bench_deterministic.json").exists()
+
+
+@pytest.mark.parametrize(("distance", "verdict"), [(9e-7, WORKS), (4e-6, WORKS), (6e-6, FAILS)])
+def test_equal_runs_with_deterministic_kernels_are_no_farther_apart(distance, verdict, place, monkeypatch):
+    commands = recorded(monkeypatch, training)
+    monkeypatch.setattr(training, "undisturbed", lambda place: (None, 5e-7))
+    monkeypatch.setattr(training, "apart", lambda one, other: distance if one.modelid != other.modelid else 0)
+    (made,) = training.deterministic_verdicts(place)
+    assert made.verdict == IMPOSSIBLE and not commands
+    (made,) = training.deterministic_verdicts(place._replace(device=CUDA))
+    assert made.verdict == verdict and f"{distance:.1e} apart, without it 5.0e-07" in made.why
+    assert len(commands) == 2 and all("--deterministic" in arguments for _, arguments in commands)
 
 
 def test_without_a_gpu_the_report_says_so_and_a_fault_gives_status_1(tmp_path, monkeypatch, capsys):

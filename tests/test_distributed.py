@@ -13,7 +13,7 @@ import main_ssdd
 from datasets.errors import InputError
 from datasets.voc import IGNORE, mask_path, read_ids, read_mask, write_mask
 from engine import checkpoint, distributed, stages
-from modes.ssdd import dynamic, fixed, static
+from modes.ssdd import dynamic, fixed, networks, static
 from prepare_labels import train_aff, train_cls
 from tests.conftest import as_flags
 from tests.test_bad_input import refused
@@ -48,7 +48,7 @@ def test_every_gpu_gets_an_index(monkeypatch):
     monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: None)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     monkeypatch.setattr(distributed, "_store", lambda place, count: None)
-    monkeypatch.setattr(distributed, "_check_code", lambda: None)
+    monkeypatch.setattr(distributed, "_check_others", lambda *_: None)
     assert distributed.start("cuda:0").index == 2
     assert chosen == [0, 0, 3, 2, ("nccl", 2)]
 
@@ -67,14 +67,36 @@ def test_a_batch_that_cannot_be_dealt_out_evenly_is_refused(monkeypatch, own_run
     assert (folder / "config.json").read_bytes() == before
 
 
+def test_pictures_take_no_more_memory_at_once_than_a_step_of_one_process(monkeypatch, tiny_config):
+    def recorded(samples, count, batch):
+        raise InputError(f"pictures of {batch}")
+
+    monkeypatch.setattr(networks, "PictureSamples", recorded)
+    monkeypatch.setattr(distributed, "processes", lambda: 4)
+    with pytest.raises(InputError, match=r"^pictures of 2$"):
+        networks.train_ssdd(replace(tiny_config, bn=8), "mode 0", torch.device("cpu"), *[None] * 5)
+
+
+def test_frozen_buffers_are_not_sent_and_gradients_are_not_copied(monkeypatch):
+    made = []
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda step, **options: made.append(options))
+    for device in (torch.device("cuda:1"), torch.device("cpu")):
+        distributed.data_parallel(torch.nn.Linear(1, 1), device)
+    assert [options["device_ids"] for options in made] == [[torch.device("cuda:1")], None]
+    assert all(options["gradient_as_bucket_view"] and not options["broadcast_buffers"] for options in made)
+
+
 def test_kernels_are_chosen_for_training_and_for_repeating_it(monkeypatch):
+    reset = []
     monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: reset.append(device.index))
     distributed.start("cuda:0")
     assert not torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
     distributed.start("cuda:0", ("--bn", 2))
     assert torch.backends.cudnn.benchmark
+    assert reset == [0, 0]  # the peak is each stage's own
     try:
         distributed.compute_deterministically()
         assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark

@@ -1,22 +1,34 @@
 """Processes that cannot work together say so in one line; two machines' torchruns meet, and start a lost run again."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import main_recurseed
 import main_ssdd
 from datasets.errors import InputError
 from engine import checkpoint, distributed, runs, stages
 from engine.workers import at_most_cores
+from prepare_labels import (
+    make_aff_labels,
+    make_cam_labels,
+    make_icd_labels,
+    make_superpixels,
+    train_aff,
+    train_cls,
+    train_icd,
+)
 from tests.conftest import as_flags
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +99,29 @@ def test_a_gpu_too_old_for_bfloat16(monkeypatch):
     assert not distributed.computes_in_bfloat16(device, "float32")
 
 
+PROGRAMS = (train_cls, make_cam_labels, train_aff, make_aff_labels, make_superpixels, train_icd, make_icd_labels)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.STAGE if hasattr(program, "STAGE") else "icd")
+def test_bfloat16_is_refused_before_a_folder_keeps_it(program, tiny_config, gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    with pytest.raises(InputError, match=r"--precision=bfloat16: Tesla V100"):
+        program.run(replace(tiny_config, device="cuda", precision="bfloat16"))
+    assert not Path(tiny_config.out).exists()
+
+
+def test_bfloat16_is_refused_before_a_mode_starts(tiny_config, gpu, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    flags = as_flags(replace(tiny_config, device="cuda", precision="bfloat16"))
+    for program, mode in ((main_ssdd, "all"), (main_recurseed, "train")):
+        with pytest.raises(SystemExit, match="2"):
+            program.main([f"--mode={mode}", *flags])
+        assert "error: --precision=bfloat16: Tesla V100" in capsys.readouterr().err
+    assert not Path(tiny_config.out).exists()
+
+
 def test_processes_share_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
@@ -119,12 +154,14 @@ def joining(rank: int, port: int, seconds: int = 60, source: str = "same", **mor
     )
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_machine_that_cannot_be_reached_ends_the_run(rank):
-    alone = joining(rank, port := free_port(), seconds=3)
+@pytest.mark.parametrize(
+    ("rank", "address"), [(0, "localhost"), (1, "localhost"), (0, "no.invalid"), (1, "no.invalid")]
+)
+def test_a_machine_that_cannot_be_reached_ends_the_run(rank, address):
+    alone = joining(rank, port := free_port(), seconds=3, MASTER_ADDR=address)
     said = alone.communicate(timeout=120)[1]
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert alone.returncode == 2 and len(errors) == 1 and f"localhost:{port} must be open" in errors[0], said
+    assert alone.returncode == 2 and said.count("\n") == 1, said
+    assert said.startswith("error: ") and f"{address}:{port} must be open" in said, said
 
 
 @pytest.mark.parametrize("other", ["same", "older"])
@@ -137,6 +174,20 @@ def test_machines_of_different_code_are_refused(other):
             assert process.returncode == 0 and said == "joined\n", errors
         else:
             assert process.returncode == 2 and "run different code (the program's source)" in errors, errors
+
+
+def test_a_machine_without_a_gpu_among_others_is_refused_before_they_are_joined():
+    # A thread stands for a machine; a process whose driver is broken takes the CPU, as --device=auto says.
+    store, kinds = torch.distributed.HashStore(), ("cuda", "cuda", "cpu")
+
+    def refusal(place: int) -> str:
+        with pytest.raises(InputError) as refused:
+            distributed._check_others(store, place, len(kinds), torch.device(kinds[place]))
+        return str(refused.value)
+
+    with ThreadPoolExecutor(len(kinds)) as machines:
+        for said in machines.map(refusal, range(len(kinds))):
+            assert re.search(r" computes on cuda and .* on cpu: give all of them the same --device", said)
 
 
 def test_processes_started_again_meet_each_other_and_not_those_before():

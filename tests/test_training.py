@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from datasets.voc import read_ids
 from engine import checkpoint, distributed, stages
 from engine.loading import Batches, EpochOrder, SeededSamples
 from engine.training import Training, cosine_rate, poly_rate, sgd, train
+from engine.workers import Workers
 from modes.ssdd import networks, static
 from settings.config import demo
 from tests.conftest import tiny
@@ -389,6 +391,23 @@ def test_other_errors_in_a_worker_are_not_swallowed():
     batches = iter(Batches(replace(demo(), workers=1), Broken(), PAIRS, CPU))
     error = error_of_next(batches)
     assert type(error) is ZeroDivisionError and "a bug" in str(error)
+
+
+class Threads(Numbers):
+    def __getitem__(self, index):
+        return {"id": "", "x": torch.tensor(cv2.getNumThreads())}
+
+
+def test_opencv_takes_one_thread_in_every_process_beside_the_network():
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(4)
+    try:
+        loaded = next(iter(Batches(replace(demo(), workers=1), Threads(), PAIRS, CPU)))["x"]
+    finally:
+        cv2.setNumThreads(before)
+    assert loaded.unique().tolist() == [1]
+    with Workers(1) as workers:
+        assert [workers.submit(number).result() for number in (cv2.getNumThreads, torch.get_num_threads)] == [1, 1]
 
 
 def test_sample_is_a_function_of_its_seed_alone():

@@ -203,7 +203,7 @@ def train_ssdd(
         write_columns: says how they stand on their page.
     """
     folder = stages.folder(config, stage)
-    pictures = PictureSamples(samples, config.pictures, config.bn)
+    pictures = PictureSamples(samples, config.pictures, distributed.share(config.bn))
 
     def after_epoch(epoch: int, history: History | None) -> None:
         step.eval()

@@ -13,6 +13,7 @@ from datasets.pictures import scale_colours
 from datasets.seed_store import load_maps, seed_path
 from datasets.voc import class_names, image_path, mask_path, read_ids, read_mask
 from engine import seeds, stages
+from engine.workers import at_most_cores
 from evaluation.metrics import confusion
 from script.pages.document import column
 from script.pages.masks import Stamped, grid, save_small, scores, stamped
@@ -33,7 +34,7 @@ def labels_page(config: Config, folder: Path) -> dict:
         raise InputError(f"There are no seeds yet: {stages.command(config, 'make_cam_labels')} writes the first.")
     root, made, classes = config.voc_root, folder / "labels", len(class_names(config.voc_root))
     folders = {name: source.folder for name, source in sources.items()}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(at_most_cores(os.cpu_count() or 1)) as pool:
         rows = list(pool.map(lambda image_id: label_row(root, folders, made, image_id, classes), shown))
     scored = {name for row in rows for name in row["scores"]}
     return {

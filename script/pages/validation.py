@@ -10,6 +10,7 @@ import numpy as np
 from datasets.errors import InputError
 from datasets.voc import IGNORE, class_names, image_path, mask_path, read_ids, read_mask
 from engine import stages
+from engine.workers import at_most_cores
 from evaluation.metrics import confusion
 from script.pages.document import column
 from script.pages.masks import Stamped, grid, save_wrong, scores, stamped
@@ -24,7 +25,7 @@ def validation_page(config: Config, stage: str, folder: Path) -> dict:
     shown = [image_id for image_id in ids if (masks / "crf" / f"{image_id}.png").exists()]
     if not shown:
         raise InputError(f"There are no masks yet: {stages.command(config, stage)} writes them.")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(at_most_cores(os.cpu_count() or 1)) as pool:
         rows = list(pool.map(lambda image_id: validation_row(root, masks, made, image_id, classes), shown))
     columns = [
         column("image", "image", image_path(root, "ID"), folder),

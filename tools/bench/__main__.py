@@ -33,6 +33,7 @@ from settings.flags import Parser, add_flags, flags_of, parsed
 from tools.bench.inference import evaluation_rows, pass_rows, precompute_rows
 from tools.bench.inputs import photographs_of
 from tools.bench.parts import crf_rows, labels_rows, loader_rows, peak_rows, system_rows
+from tools.bench.timing import choose_kernels
 from tools.bench.training import final_rows, step_rows
 
 ROWS = (
@@ -49,6 +50,7 @@ ROWS = (
     "icd",
     "recurseed",
 )
+TRAINING = ("peak", "step0", "step2", "final")  # and the peak that training is compared with
 
 
 def measure(config: Config, device: torch.device, repeats: int, only: list[str]) -> Iterator[dict]:
@@ -67,6 +69,7 @@ def measure(config: Config, device: torch.device, repeats: int, only: list[str])
         "final": final_rows,
     }
     for name in only:
+        choose_kernels(config, device, training=name in TRAINING)
         yield from functions[name](config, device, repeats)
 
 

@@ -23,7 +23,7 @@ from models.exact_crf import exact_crf, exact_masks
 from models.psa.affinity import random_walk
 from settings.config import Config
 from tools.bench.inputs import VOC_SIZE, case, photographs_of
-from tools.bench.timing import peak_memory, row, timed
+from tools.bench.timing import choose_kernels, peak_memory, row, timed
 
 
 def peak_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
@@ -127,6 +127,7 @@ def loader_rows(config: Config, device: torch.device, repeats: int) -> Iterator[
 def system_rows(config: Config, device: torch.device, repeats: int, cases: Callable) -> Iterator[dict]:
     """The work of another system (evaluation.bench_systems), with the memory that it takes."""
     for work in cases(config, device, distributed.computes_in_bfloat16(device, config.precision)):
+        choose_kernels(config, device, training=work.step)
         memory = peak_memory(device if work.on_device else torch.device("cpu"), work.ours)
         times = timed(device, repeats, ours=work.ours, plain=work.plain)
         base, note = (work.baseline, times["plain"]), {"note": f"peak memory {memory:.1f} GB"} if memory else {}

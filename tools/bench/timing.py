@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+from engine import distributed
 from evaluation.baselines import memory
+from settings.config import Config
 
 
 def timed(
@@ -26,6 +28,13 @@ def timed(
             if turn:
                 times[name].append(clock() - began)
     return times
+
+
+def choose_kernels(config: Config, device: torch.device, training: bool) -> None:
+    """Let torch choose kernels as it does for the program that a row stands for."""
+    distributed.start(config.device, ("--bn", config.bn) if training else None)
+    if training and config.deterministic and device.type == "cuda":
+        distributed.compute_deterministically()
 
 
 def synchronise(device: torch.device) -> None:

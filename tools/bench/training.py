@@ -1,6 +1,7 @@
 """Rows of training steps."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,6 +16,7 @@ from models.exact_crf import exact_masks
 from models.ssdd.difference import cross_entropy
 from models.ssdd.segmentation import masked_prediction
 from models.ssdd.steps import DynamicStep, StaticStep
+from modes.ssdd.dynamic import exact_is_faster
 from modes.ssdd.fixed import optimiser_of
 from modes.ssdd.networks import build, final_network, freeze_for_ssdd, integration, network_input, optimisers_of
 from settings.config import Config, with_network
@@ -28,6 +30,8 @@ def step_rows(config: Config, device: torch.device, repeats: int, mode: int) -> 
     The baseline of mode 2 runs pydensecrf on one image after the other, as the released program does.
     """
     dynamic, functions = mode == 2, {}
+    if config.crf == "auto":
+        config = replace(config, crf="exact" if exact_is_faster(config, device) else "pydensecrf")
     with Workers(at_most_cores(config.workers) if config.crf_workers else 0) as workers:
         options = {"iterations": config.crf_train, "kernel": crf_kernel(config)}
         exact = partial(exact_masks, **options)

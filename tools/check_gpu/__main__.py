@@ -24,16 +24,31 @@ from datasets.files import atomic_write
 from engine import distributed
 from settings.flags import Parser
 from tools.check_gpu.hardware import crf_verdicts, gpu_verdicts, parity_verdicts
-from tools.check_gpu.training import IMAGES, process_verdicts, program_verdicts, resume_verdicts
+from tools.check_gpu.training import (
+    IMAGES,
+    deterministic_verdicts,
+    process_verdicts,
+    program_verdicts,
+    resume_verdicts,
+)
 from tools.check_gpu.trial import FAILS, ROOT, WORKS, Place, Verdict, run
 
 
 def speed_verdicts(place: Place) -> Iterator[Verdict]:
-    """The benchmark's rows, with the share of the measured peak."""
-    path = place.report / "bench.json"
+    """The benchmark's rows, with the share of the measured peak, and what --deterministic costs."""
+    if not place.on_gpu:
+        yield from bench_verdicts(place, "bench", ["--preset=demo", "--only", "peak", "step0", "loader", "--repeats=1"])
+        return
+    yield from bench_verdicts(place, "bench", ["--crf=auto"])
+    for made in bench_verdicts(place, "bench_deterministic", ["--deterministic", "--only", "step0", "step2"]):
+        yield made._replace(what=f"{made.what}, --deterministic")
+
+
+def bench_verdicts(place: Place, name: str, flags: list[str]) -> Iterator[Verdict]:
+    """A line for each row of tools.bench, whose times go into name.json of the report."""
+    path = place.report / f"{name}.json"
     path.unlink(missing_ok=True)
-    some = [] if place.on_gpu else ["--preset=demo", "--only", "peak", "step0", "loader", "--repeats=1"]
-    made = run(place, "benchmark", ["-m", "tools.bench", "--device", str(place.device), "--write", str(path), *some])
+    made = run(place, name, ["-m", "tools.bench", "--device", str(place.device), "--write", str(path), *flags])
     if made.verdict != WORKS:
         yield made
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
@@ -57,6 +72,7 @@ CHECKS = {
     "programs": program_verdicts,
     "resume": resume_verdicts,
     "processes": process_verdicts,
+    "deterministic": deterministic_verdicts,
     "speed": speed_verdicts,
 }
 
