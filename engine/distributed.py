@@ -146,9 +146,9 @@ def _join(device: torch.device) -> None:
     try:
         place, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = _store(place, count)
-        _check_others(store, place, count, device)
+        global _talk, _starters
+        _starters = _check_others(store, place, count, device)
         dist.init_process_group(backend, store=store, rank=place, world_size=count, device_id=own)
-        global _talk
         _talk = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -206,22 +206,21 @@ def _leave_when_late() -> None:
     os._exit(2)
 
 
-def _check_others(store: dist.Store, place: int, count: int, device: torch.device) -> None:
-    """Refuse processes of different code or devices, which would wait for each other in different places.
+def _check_others(store: dist.Store, place: int, count: int, device: torch.device) -> list[str]:
+    """Refuse processes of different code or devices, which would wait for each other in different places; the name of
+    each process's torchrun.
 
     They are told apart before they are joined: NCCL waits for ever for a process that has no GPU.
 
     Raises:
         InputError: names two machines.
     """
-    global _starters
     code = {"torch": str(torch.__version__), "the program's source": _source()}
     store.set(f"about {place}", json.dumps([platform.node(), device.type, code, _starter()]))
     everyone = [json.loads(store.get(f"about {n}")) for n in range(count)]
     store.set(f"knows {place}", "")
     if place == 0:  # with it the store may end
         store.wait([f"knows {n}" for n in range(count)])
-    _starters = [starter for *_, starter in everyone]
     (first, kind, expected, _), *others = everyone
     for node, its_kind, found, _ in others:
         differs = [name for name in expected if found[name] != expected[name]]
@@ -229,6 +228,7 @@ def _check_others(store: dist.Store, place: int, count: int, device: torch.devic
             raise InputError(f"{first} and {node} run different code ({', '.join(differs)}): bring them to one version")
         if its_kind != kind:
             raise InputError(f"{first} computes on {kind} and {node} on {its_kind}: give all of them the same --device")
+    return [starter for *_, starter in everyone]
 
 
 def starters() -> list[str]:
