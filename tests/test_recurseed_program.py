@@ -264,6 +264,14 @@ def test_classification_alone_makes_seeds_of_its_cam(tiny_voc, tmp_path, capsys)
             Predictor(stages.checkpoint_path(logs(own), "recurseed", 3), "cpu").maps(read_image(tiny_voc, image_id))
 
 
+def test_pictures_too_large_for_scg_are_refused_before_it_asks_for_memory(done, monkeypatch, capsys):
+    monkeypatch.setattr(networks, "SCG_CELLS", 4)
+    config = replace(done, recurseed_maps="scg", out=f"{done.out}_scg", weights=str(logs(done)))
+    for mode in ("labels", "evaluate"):
+        assert "--recurseed_maps=cam" in refused(mode, config, capsys)
+    assert networks.image_ids(replace(config, recurseed_maps="cam"), "val") == read_ids(done.voc_root, "val")
+
+
 def test_a_bare_state_dict_is_evaluated(done, tmp_path):
     bare = tmp_path / "theirs.pth"
     torch.save(saved(done), bare)

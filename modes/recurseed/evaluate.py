@@ -12,7 +12,7 @@ from datasets.voc import write_mask, write_submission
 from engine import distributed, runs, stages
 from engine.passes import image_pass
 from models.crf import CrfKernel, dense_crf
-from modes.recurseed.networks import ImageMaps, crf_kernel, labelled_maps, trained_network
+from modes.recurseed.networks import ImageMaps, crf_kernel, image_ids, labelled_maps, trained_network
 from modes.scores import kinds_of, report
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
@@ -22,7 +22,7 @@ STAGE = "recurseed evaluate"
 
 def run(config: Config) -> None:
     device = distributed.start(config.device)
-    ids = runs.image_ids(config, config.split, "recurseed_scales")
+    ids = image_ids(config, config.split)
     network, weights = trained_network(config, device)
     runs.claim(config, STAGE, [weights])
     folder = stages.folder(config, STAGE)

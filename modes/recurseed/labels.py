@@ -7,7 +7,7 @@ from datasets.seed_store import save_maps, store_path
 from engine import distributed, runs, stages
 from engine.passes import image_pass
 from models.crf import CrfKernel, dense_crf
-from modes.recurseed.networks import ImageMaps, crf_kernel, labelled_maps, trained_network
+from modes.recurseed.networks import ImageMaps, crf_kernel, image_ids, labelled_maps, trained_network
 from script.make_pages import refresh, refresh_now_and_then
 from settings.config import Config
 from settings.crf import as_text, noted
@@ -17,7 +17,7 @@ STAGE = "recurseed labels"
 
 def run(config: Config) -> None:
     device = distributed.start(config.device)
-    ids = runs.image_ids(config, config.train_split, "recurseed_scales")
+    ids = image_ids(config, config.train_split)
     network, weights = trained_network(config, device)
     runs.claim(config, STAGE, [weights, *runs.training_data(config)])
     folders = [stages.folder(config, STAGE, which) for which in range(2)]

@@ -9,7 +9,7 @@ from torch import nn
 
 from datasets.errors import InputError
 from datasets.transforms import MEAN, STD, as_tensor, normalise
-from datasets.voc import class_names, read_image, read_present
+from datasets.voc import check_pixels, class_names, read_image, read_present
 from engine import checkpoint, distributed, runs
 from models.crf import CrfKernel
 from models.recurseed.inference import (
@@ -24,6 +24,8 @@ from models.recurseed.steps import SeedSettings
 from settings.config import Config
 
 NETWORK = "recurseed"  # in the names of weights files
+C3_STRIDE = 8  # pixels a cell of what SCG works on outside training, at the first scale
+SCG_CELLS = 1 << 14  # an n×n matrix of so many takes 1 GiB, of which some six are alive
 
 
 def build(config: Config, classes: int) -> RecurSeedNetwork:
@@ -52,7 +54,7 @@ def start_from_given(config: Config, network: RecurSeedNetwork) -> list[Path]:
     """Fill the backbone with the weights that --weights names; the files that were read.
 
     Raises:
-        InputError: they are neither, of another width, or not finite.
+        InputError: they are neither torchvision's ResNet-50 nor a RecurSeed network, of another width, or not finite.
     """
     path = runs.given_weights(config)
     if path is None:
@@ -80,6 +82,19 @@ def trained_network(config: Config, device: torch.device) -> tuple[RecurSeedNetw
     checkpoint.load_into(network, weights, flags="--recurseed_width")
     layout = distributed.memory_format(device, config.recurseed_width)
     return network.to(device, memory_format=layout).eval().requires_grad_(False), weights
+
+
+def image_ids(config: Config, split: str) -> list[str]:
+    """The images of a list, none of which is too large for the network, or for SCG where masks are made by it.
+
+    Raises:
+        InputError: see `runs.image_ids`; or SCG would need too much memory.
+    """
+    ids = runs.image_ids(config, split, "recurseed_scales")
+    if config.recurseed_maps == "scg" and distributed.rank() == 0:
+        most = int(SCG_CELLS * (C3_STRIDE / config.recurseed_scales[0]) ** 2)
+        check_pixels(config.voc_root, ids, most, "--recurseed_maps=cam, or a smaller first one of --recurseed_scales")
+    return ids
 
 
 class ImageMaps(NamedTuple):
