@@ -31,7 +31,7 @@ def table(result: dict) -> str:
         "|---|---|---|---|---|---|",
     ]
     rows = result["rows"] + [r for r in [projected(result["config"], result["rows"])] if r]
-    peaks = [statistics.median(r["rates"]) for r in rows if "3×3 convolution" in r["what"]]
+    peak = measured_peak(rows)
     for r in rows:
         median = statistics.median(r["rates"])
         spread = " – ".join(figure(rate) for rate in sorted({min(r["rates"]), max(r["rates"])}))
@@ -43,12 +43,17 @@ def table(result: dict) -> str:
         notes = [r["note"]] if "note" in r else []
         if r.get("memory") is not None:
             notes.append(f"{r['tflop']:.2f} TFLOP a step; peak memory {r['memory']:.1f} GB")
-        if r["what"].endswith("arithmetic") and peaks:
-            notes.append(f"{100 * median / peaks[0]:.0f} % of the measured bfloat16 convolution")
+        if r["what"].endswith("arithmetic") and peak:
+            notes.append(f"{100 * median / peak:.0f} % of the measured convolution")
         lines.append(
             f"| {r['what']} | {figure(median)} {r['unit']} | {spread} | {base} | {factor} | {'; '.join(notes)} |"
         )
     return "\n".join(lines)
+
+
+def measured_peak(rows: list[dict]) -> float | None:
+    """TFLOP/s of the one large convolution, with which the steps' arithmetic is compared; None if not measured."""
+    return next((statistics.median(r["rates"]) for r in rows if "3×3 convolution" in r["what"]), None)
 
 
 def figure(x: float) -> str:

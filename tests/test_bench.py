@@ -46,7 +46,7 @@ def test_arithmetic_is_compared_with_the_measured_convolution():
     peak = timing.row("measured peak, 3×3 convolution, bfloat16", [0.5], 2, "TFLOP/s")
     step = timing.row("step, arithmetic", [2.0], 2, "TFLOP/s", memory=1.5, tflop=2.0)
     noted = cells(bench_table.table(result([peak, step])), "step, arithmetic")[-2]
-    assert noted == "2.00 TFLOP a step; peak memory 1.5 GB; 25 % of the measured bfloat16 convolution"
+    assert noted == "2.00 TFLOP a step; peak memory 1.5 GB; 25 % of the measured convolution"
 
 
 def test_projection_by_hand():
@@ -113,6 +113,23 @@ def test_every_row_is_measured_printed_and_kept(tiny_config, tmp_path, capsys, m
     assert all(rate > 0 for made in stored["rows"] for rate in [*made["rates"], *made.get("baseline_rates", [])])
     assert said.endswith(bench_table.table(stored) + "\n") and "projected" in said
     assert str(tmp_path) not in json.dumps(stored)
+
+
+@pytest.mark.parametrize(("able", "base"), [(True, "float32"), (False, "float32, NCHW")])
+def test_the_peak_is_measured_in_what_the_networks_compute_in(able, base, tiny_config, monkeypatch):
+    kind = "bfloat16" if able else "float32"
+
+    def without_calling(device, repeats, fast, plain):
+        # Where bfloat16 is emulated, calling `fast` would take minutes.
+        assert {t.dtype for t in fast.args[0]} == {getattr(torch, kind)}
+        assert {t.dtype for t in plain.args[0]} == {torch.float32}
+        return {"fast": [1.0], "plain": [1.0]}
+
+    monkeypatch.setattr(parts.distributed, "computes_in_bfloat16", lambda *_: able)
+    monkeypatch.setattr(parts, "timed", without_calling)
+    rows = list(parts.peak_rows(tiny_config, torch.device("cpu"), 1))
+    assert len(rows) == 2
+    assert all(made["what"].endswith(f", {kind}") and made["baseline"] == base for made in rows)
 
 
 def test_kernels_are_chosen_as_the_programs_choose_them(monkeypatch):

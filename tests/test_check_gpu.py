@@ -178,7 +178,7 @@ def test_rows_of_the_benchmark_are_lines_with_the_share_of_the_peak(place, monke
 
     monkeypatch.setattr(check_gpu, "run", run)
     said = [made.why for made in check_gpu.speed_verdicts(place)]
-    assert said[1] == "6 TFLOP/s, 75 % of the measured bfloat16 convolution, peak memory 3.2 GB"
+    assert said[1] == "6 TFLOP/s, 75 % of the measured convolution, peak memory 3.2 GB"
     assert said[2] == "2 images/s (JPEG: 4); n"
 
 

@@ -14,13 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import main_ssdd
 from datasets.demo import make_demo
 from engine import history, passes, stages
 from tests.conftest import as_flags, tiny
 
 MOST_PATIENCE = 300  # seconds a stage
-STAGES = (*stages.PSA, *stages.SSDD, "mode 4")
+STAGES = (*stages.PSA, *stages.SSDD, "mode 4", *stages.ICD, *stages.RECURSEED)
 TRAINING = tuple(name for name in STAGES if stages.STAGES[name].epochs)
 PASSES = tuple(name for name in STAGES if not stages.STAGES[name].epochs)
 SOURCE = "ssdd"  # that mode 4 learns from
@@ -28,9 +27,15 @@ SOURCE = "ssdd"  # that mode 4 learns from
 
 def run_stage(stage: str, flags: list[str]) -> None:
     """Run a stage in this process."""
+    main, arguments = program_of(stage)
+    main([*arguments, *flags])
+
+
+def program_of(stage: str) -> tuple[Callable[[list[str]], None], list[str]]:
+    """Its main function and the arguments that it gets before the flags."""
     first, *rest = arguments_of(stage)
-    main = importlib.import_module(rest.pop(0)).main if first == "-m" else main_ssdd.main
-    main([*rest, *flags])
+    module = rest.pop(0) if first == "-m" else first.removesuffix(".py")
+    return importlib.import_module(module).main, rest
 
 
 def folders_of(stage: str) -> list[str]:
@@ -74,8 +79,10 @@ def do(task: Callable[[], None], log: Path) -> int:
 
 
 def flags_of(root: Path, out: Path, **fields) -> list[str]:
-    epochs = dict.fromkeys(("static_epochs", "dynamic_epochs", "cls_epochs", "aff_epochs"), 2)
-    batches = dict.fromkeys(("bn", "cls_batch", "aff_batch"), 2) | {"eval_batch": 4}
+    epochs = dict.fromkeys(("static_epochs", "dynamic_epochs", "cls_epochs", "aff_epochs", "icd_epochs"), 2)
+    # Of RecurSeed one epoch of classification alone, one with seeds, one with mixed images.
+    epochs |= {"recurseed_epochs": 3, "recurseed_from": 2, "mix_from": 3}
+    batches = dict.fromkeys(("bn", "cls_batch", "aff_batch", "icd_batch", "recurseed_batch"), 2) | {"eval_batch": 4}
     return as_flags(replace(tiny(root, out), **(epochs | batches | {"dropout": 1.0} | fields)))
 
 
@@ -106,6 +113,8 @@ class Whole(NamedTuple):
 
 def whole_run(work: Path) -> Whole:
     whole = Whole(work / "VOC2012", work / "whole", {})
+    for stage in STAGES:
+        program_of(stage)  # loaded here, every later process has it
     make_demo(whole.root, train=6, val=3)
     for stage in STAGES:
         begun, log = time.monotonic(), work / "whole.log"

@@ -27,17 +27,20 @@ from tools.bench.timing import choose_kernels, peak_memory, row, timed
 
 
 def peak_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
-    """TFLOP/s of one large matrix product and of the backbone's commonest convolution, bfloat16 beside float32."""
+    """TFLOP/s of one large matrix product and of the backbone's commonest convolution, as the networks compute;
+    bfloat16 beside float32. Where bfloat16 is only emulated, one such convolution would take a minute."""
     side, cells = (8192 if device.type == "cuda" else 2048), config.crop // 8
     inner, outer = (max(16, round(c * config.width)) for c in (512, 1024))
     factors = [torch.randn(side, side, device=device) for _ in range(2)]
     image = torch.randn(config.bn, inner, cells, cells, device=device)
     weight = torch.randn(outer, inner, 3, 3, device=device)
     layout = distributed.memory_format(device, config.width)
-    halves = [t.bfloat16() for t in factors]
-    laid = [t.bfloat16().contiguous(memory_format=layout) for t in (image, weight)]
+    halved = distributed.computes_in_bfloat16(device, config.precision)
+    kind = torch.bfloat16 if halved else torch.float32
+    ours = [t.to(kind) for t in factors]
+    laid = [t.to(kind, memory_format=layout) for t in (image, weight)]
     products = {
-        "matrix product": (2 * side**3, lambda f: f[0] @ f[1], halves, factors),
+        "matrix product": (2 * side**3, lambda f: f[0] @ f[1], ours, factors),
         "3×3 convolution": (
             2 * image.numel() * 9 * outer,
             lambda f: nn.functional.conv2d(*f, padding=2, dilation=2),
@@ -47,8 +50,9 @@ def peak_rows(config: Config, device: torch.device, repeats: int) -> Iterator[di
     }
     for name, (flop, function, fast, plain) in products.items():
         times = timed(device, 3 * repeats, fast=partial(function, fast), plain=partial(function, plain))
-        base = ("float32", times["plain"])
-        yield row(f"measured peak, {name}, bfloat16", times["fast"], flop / 1e12, "TFLOP/s", base)
+        base = ("float32" if halved else "float32, NCHW", times["plain"])
+        kind = "bfloat16" if halved else "float32"
+        yield row(f"measured peak, {name}, {kind}", times["fast"], flop / 1e12, "TFLOP/s", base)
 
 
 def crf_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:

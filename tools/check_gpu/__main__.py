@@ -22,6 +22,7 @@ from datasets.demo import make_demo
 from datasets.errors import InputError, program
 from datasets.files import atomic_write
 from engine import distributed
+from evaluation.bench_table import measured_peak
 from settings.flags import Parser
 from tools.check_gpu.hardware import crf_verdicts, gpu_verdicts, parity_verdicts
 from tools.check_gpu.training import (
@@ -52,12 +53,12 @@ def bench_verdicts(place: Place, name: str, flags: list[str]) -> Iterator[Verdic
     if made.verdict != WORKS:
         yield made
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    peak = next((statistics.median(r["rates"]) for r in rows if "3×3 convolution" in r["what"]), None)
+    peak = measured_peak(rows)
     for row in rows:
         rate = statistics.median(row["rates"])
         why = f"{rate:.3g} {row['unit']}"
         if peak and row["what"].endswith("arithmetic"):
-            why += f", {100 * rate / peak:.0f} % of the measured bfloat16 convolution"
+            why += f", {100 * rate / peak:.0f} % of the measured convolution"
         if row.get("memory") is not None:
             why += f", peak memory {row['memory']:.1f} GB"
         if "baseline" in row:

@@ -40,6 +40,12 @@ SIZES = {
     "lr": 1e-6,
     "warmup_epochs": 0.0,
     "pictures": 2,
+    "icd_width": 0.0625,
+    "icd_crop": 49,
+    "recurseed_crop": 64,
+    "recurseed_side": (48, 80),
+    "recurseed_scales": (1.0, 0.5),
+    "certain": 0.3,
 }
 
 
@@ -61,18 +67,12 @@ def small(place: Place, **fields) -> Config:
         cls_epochs=2,
         aff_epochs=2,
         eval_batch=2,
-        icd_width=0.0625,
-        icd_crop=49,
         icd_epochs=2,
         icd_batch=2,
         recurseed_epochs=3,
         recurseed_batch=2,
-        recurseed_crop=64,
-        recurseed_side=(48, 80),
         recurseed_from=2,
         mix_from=3,
-        recurseed_scales=(1.0, 0.5),
-        certain=0.3,
     )
     config = replace(config, **fields)
     check(config)
