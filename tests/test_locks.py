@@ -8,14 +8,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from datasets.errors import InputError
+from datasets.voc import image_size, read_ids, read_present
 from engine import locks, notes, runs, stages
 from prepare_labels import make_aff_labels
 from settings.config import demo
 from tests.conftest import as_flags
+from tools import import_labels
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,6 +109,22 @@ def store(*arguments):
 make_aff_labels.store_psa = store
 make_aff_labels.main(sys.argv[1:])
 """
+
+
+def test_nothing_is_imported_into_what_a_run_reads(own_run, tmp_path, capsys):
+    store, (image_id, *_) = tmp_path / "store", read_ids(own_run.voc_root, "train")
+    shape = (len(np.flatnonzero(read_present(own_run.voc_root, image_id))), *image_size(own_run.voc_root, image_id))
+    (tmp_path / "theirs").mkdir()
+    np.save(tmp_path / "theirs" / f"{image_id}.npy", np.ones(shape, np.float32))
+    command = [str(tmp_path / "theirs"), str(store), "--kind=aff_crf", f"--voc-root={own_run.voc_root}"]
+    reader = holder("locks.lock_for_reading(folder)", store)
+    with pytest.raises(SystemExit, match="2"):
+        import_labels.main(command)
+    assert "being read by another run: wait for it, or give another OUT_DIR" in capsys.readouterr().err
+    assert not store.exists()
+    end(reader)
+    import_labels.main(command)
+    assert [path.name for path in store.iterdir()] == [f"{image_id}.npz"]
 
 
 def test_a_process_that_is_left_alone_ends_within_seconds(own_run, tmp_path):

@@ -19,6 +19,7 @@ from datasets.files import content_digest, open_regular, refuse_overwrite
 from datasets.seed_store import load_maps, read_npy_header, save_maps, store_path
 from datasets.voc import image_size, read_present
 from datasets.weights import read_pickle
+from engine import locks
 from settings.config import Config
 from settings.flags import Parser
 
@@ -171,12 +172,13 @@ def import_labels(source: Path, target: Path, kind: str, voc_root: Path) -> tupl
         How many were imported and how many were there.
 
     Raises:
-        InputError: there are none, or one cannot be imported; the store is as it was.
+        InputError: there are none, one cannot be imported, or a run reads or fills the store; it is as it was.
     """
     files = sorted(source.glob("*.npy"))
     if not files:
         raise InputError(f"{source} holds no .npy file: name the folder out_{kind} that the authors' program filled")
     refuse_overwrite((store_path(target, path.stem) for path in files), files)
+    locks.lock_for_writing(target, "OUT_DIR")
     todo = {}
     for path in tqdm(files, "checking", unit="image", disable=None):
         classes, size = wanted(path, kind, voc_root)
