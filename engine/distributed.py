@@ -387,10 +387,11 @@ def computes_in_bfloat16(device: torch.device, precision: str) -> bool:
     return False
 
 
-def memory_format(device: torch.device, width: float) -> torch.memory_format:
-    """Layout of images and weights: channels last, which convolutions are fastest in, where it is safe."""
-    # On CPUs the backward pass of channels-last convolutions with fewer than 16 channels writes out of bounds
-    # (seen with torch 2.15: "double free or corruption" at width 0.125).
-    if device.type == "cpu" and 64 * width < 16:
+def memory_format(device: torch.device, width: float, precision: str) -> torch.memory_format:
+    """Layout of images and weights: channels last, which convolutions are fastest in, but not in float32 on a CPU."""
+    # There training steps of the published networks took 1.25 times as long (docs/benchmarks), and passes as long. And
+    # with fewer than 16 channels the backward pass writes out of bounds, in bfloat16 too (seen with torch 2.15: "double
+    # free or corruption" at width 0.125).
+    if device.type == "cpu" and (64 * width < 16 or not computes_in_bfloat16(device, precision)):
         return torch.contiguous_format
     return torch.channels_last

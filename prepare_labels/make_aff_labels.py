@@ -38,7 +38,7 @@ STAGE = "make_aff_labels"
 
 def run(config: Config) -> None:
     device = distributed.start(config.device, precision=config.precision)
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.width, config.precision)
     ids = runs.image_ids(config, config.train_split)
     weights = runs.start_weights(config, "train_aff")
     cams = stages.folder(config, "make_cam_labels")

@@ -39,7 +39,7 @@ def run(config: Config) -> None:
     classifier = Classifier(foreground, config.width, config.dropout, config.backbone_dilation)
     checkpoint.load_into(classifier, weights)
     runs.claim(config, STAGE, [weights, *runs.training_data(config)])
-    classifier.to(device, memory_format=distributed.memory_format(device, config.width)).eval()
+    classifier.to(device, memory_format=distributed.memory_format(device, config.width, config.precision)).eval()
 
     def is_done(image_id: str) -> bool:
         return all(store_path(folder, image_id).exists() for folder in folders)

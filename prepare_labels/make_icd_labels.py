@@ -53,7 +53,7 @@ def run(config: Config) -> None:
     checkpoint.fill_icd(network, checkpoint.load_vgg(weights), weights)
     saliency = [Path(config.saliency)] if config.saliency else []
     runs.claim(config, stage, [weights, *saliency, *runs.training_data(config)])
-    network.to(device, memory_format=distributed.memory_format(device, config.icd_width)).eval()
+    network.to(device, memory_format=distributed.memory_format(device, config.icd_width, config.precision)).eval()
 
     def is_done(image_id: str) -> bool:
         return all((folder / f"{image_id}.png").exists() for folder in folders)

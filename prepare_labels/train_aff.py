@@ -29,7 +29,7 @@ NEW = ("f8_", "f9.")
 def run(config: Config) -> None:
     config = config.stage(config.aff_epochs)
     device = distributed.start(config.device, ("--aff_batch", config.aff_batch), config.precision)
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.width, config.precision)
     ids = runs.image_ids(config, config.train_split)
     weights = runs.start_weights(config, "train_cls")
     low, high = (stages.folder(config, "make_cam_labels", which) for which in (1, 2))

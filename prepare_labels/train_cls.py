@@ -31,7 +31,7 @@ STAGE = "train_cls"
 def run(config: Config) -> None:
     config = config.stage(config.cls_epochs)
     device = distributed.start(config.device, ("--cls_batch", config.cls_batch), config.precision)
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.width, config.precision)
     ids = runs.image_ids(config, config.train_split)
     path = stages.label_network(config, STAGE)
     torch.manual_seed(config.seed)

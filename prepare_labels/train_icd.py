@@ -41,7 +41,7 @@ DRAWN = ("fc6.", "fc7.", "fc8.", "feat_bn.", "icd_", "fc6_ft.", "fc7_ft.", "conv
 def run(config: Config) -> None:
     config = config.stage(config.icd_epochs)
     device = distributed.start(config.device, ("--icd_batch", config.icd_batch), config.precision)
-    layout = distributed.memory_format(device, config.icd_width)
+    layout = distributed.memory_format(device, config.icd_width, config.precision)
     ids = runs.image_ids(config, config.train_split)
     superpixels = superpixel_folder(config, ids)
     check_labels_and_batch(config, ids)

@@ -99,6 +99,18 @@ def test_a_gpu_too_old_for_bfloat16(monkeypatch):
     assert not distributed.computes_in_bfloat16(device, "float32")
 
 
+def test_layout_of_images_and_weights(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    plain, last = torch.contiguous_format, torch.channels_last
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    for able in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"amx_bf16": able}, raising=False)
+        assert distributed.memory_format(cpu, 1.0, "auto") == (last if able else plain)
+        assert distributed.memory_format(cpu, 1.0, "float32") == plain
+        assert distributed.memory_format(cpu, 0.125, "bfloat16") == plain
+        assert distributed.memory_format(gpu, 0.125, "float32") == last
+
+
 PROGRAMS = (train_cls, make_cam_labels, train_aff, make_aff_labels, make_superpixels, train_icd, make_icd_labels)
 
 

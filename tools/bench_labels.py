@@ -110,7 +110,7 @@ def store_figures(image: np.ndarray, low: Tensor, crf: np.ndarray) -> list[tuple
 def stage_times(image: np.ndarray, low: Tensor, cams: np.ndarray, width: float) -> dict[str, tuple[float, float]]:
     """What each stage of one image takes: seconds, CPU seconds."""
     config, device = Config(width=width), torch.device("cpu")
-    layout = distributed.memory_format(device, width)
+    layout = distributed.memory_format(device, width, config.precision)
     classifier, affinity_net = (
         network.to(memory_format=layout).eval() for network in (Classifier(width=width), AffinityNet(width))
     )

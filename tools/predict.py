@@ -94,7 +94,8 @@ class Predictor:
         self.crf, self.device = crf, distributed.start(device)
         self.network = self._filled_network(weights)
         widths = {"icd": config.icd_width, "recurseed": config.recurseed_width}
-        layout = distributed.memory_format(self.device, widths.get(self.system, config.width))
+        width = widths.get(self.system, config.width)
+        layout = distributed.memory_format(self.device, width, config.precision)
         self.network.to(self.device, memory_format=layout).eval().requires_grad_(False)
 
     def _filled_network(self, weights: str | Path) -> nn.Module:

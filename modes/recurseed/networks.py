@@ -80,7 +80,7 @@ def trained_network(config: Config, device: torch.device) -> tuple[RecurSeedNetw
     checkpoint.need_classes(weights, config.voc_root)
     network = build(config, len(class_names(config.voc_root)))
     checkpoint.load_into(network, weights, flags="--recurseed_width")
-    layout = distributed.memory_format(device, config.recurseed_width)
+    layout = distributed.memory_format(device, config.recurseed_width, config.precision)
     return network.to(device, memory_format=layout).eval().requires_grad_(False), weights
 
 
@@ -135,7 +135,7 @@ def image_maps(
 
 def network_input(config: Config, device: torch.device, image: np.ndarray) -> torch.Tensor:
     """H×W×3 uint8 → 1×3×H×W normalised, on the device."""
-    layout = distributed.memory_format(device, config.recurseed_width)
+    layout = distributed.memory_format(device, config.recurseed_width, config.precision)
     return normalise(as_tensor(image)[None].to(device)).contiguous(memory_format=layout)
 
 

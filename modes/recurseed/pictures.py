@@ -88,7 +88,7 @@ def whole_images(config: Config, ids: list[str], device: torch.device) -> tuple[
     side, root = config.recurseed_crop, config.voc_root
     images = [resize_square(as_tensor(read_reduced(root, image_id, side)[0]), side) for image_id in ids]
     present = torch.stack([torch.from_numpy(read_present(root, image_id)) for image_id in ids])
-    layout = distributed.memory_format(device, config.recurseed_width)
+    layout = distributed.memory_format(device, config.recurseed_width, config.precision)
     x = normalise(torch.stack(images).to(device)).contiguous(memory_format=layout)
     return x, present.to(device)
 

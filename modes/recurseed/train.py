@@ -27,7 +27,7 @@ NEW_LAYERS = 10.0  # factor on the learning rate (later code)
 def run(config: Config) -> None:
     config = config.stage(config.recurseed_epochs)
     device = distributed.start(config.device, ("--recurseed_batch", config.recurseed_batch))
-    layout = distributed.memory_format(device, config.recurseed_width)
+    layout = distributed.memory_format(device, config.recurseed_width, config.precision)
     folder = stages.folder(config, STAGE)
     ids = runs.image_ids(config, config.train_split)
 

@@ -43,7 +43,7 @@ def run(config: Config) -> None:
     config = config.stage(config.dynamic_epochs)
     device = distributed.start(config.device, ("--bn", config.bn))
     need_partners(config)
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.width, config.precision)
     folder = stages.folder(config, STAGE)
     config = with_settled_crf(config, device, folder / "config.json")
     ids = runs.image_ids(config, config.train_split)

@@ -46,7 +46,7 @@ class SquareImages(Dataset):
 
 def run(config: Config) -> None:
     device = distributed.start(config.device)
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.width, config.precision)
     ids = runs.image_ids(config, config.split)
     folder = stages.folder(config, STAGE)
     if config.weights:

@@ -43,7 +43,7 @@ def run(config: Config) -> None:
     samples = fixed_seeds(config, runs.image_ids(config, config.train_split))
     device = distributed.start(config.device, ("--bn", config.bn))
     need_partners(config)
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.width, config.precision)
     folder = stages.folder(config, STAGE)
 
     torch.manual_seed(config.seed)

@@ -26,7 +26,7 @@ STAGE = "mode 1"
 
 def run(config: Config) -> None:
     device = distributed.start(config.device)
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.width, config.precision)
     ids = runs.image_ids(config, config.train_split)
     folder = stages.folder(config, STAGE)
     weights, dd_weights = static_weights(config)
@@ -60,7 +60,7 @@ def write_maps(
         folder: receives the files of each image that has none yet.
         refresh_pages: called after each image.
     """
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.width, config.precision)
 
     def is_done(image_id: str) -> bool:
         names = (f"{image_id}{end}" for end in (".npz", ".png", "_dk.png", "_da.png"))

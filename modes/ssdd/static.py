@@ -31,7 +31,7 @@ STAGE = "mode 0"
 def run(config: Config) -> None:
     config = config.stage(config.static_epochs)
     device = distributed.start(config.device, ("--bn", config.bn))
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.width, config.precision)
     folder = stages.folder(config, STAGE)
     ids = runs.image_ids(config, config.train_split)
     segments.make(config, ids)

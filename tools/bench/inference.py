@@ -30,7 +30,7 @@ def precompute_rows(config: Config, device: torch.device, repeats: int) -> Itera
     """Mode 1's forward pass."""
     functions = {}
     batch = training_batch(replace(config, bn=config.eval_batch), device)
-    ours = config, distributed.memory_format(device, config.width)
+    ours = config, distributed.memory_format(device, config.width, config.precision)
     for name, (own, layout) in {"ours": ours, "plain": plain(config)}.items():
         step = StaticStep(*build(own, False), integration(own)).to(device, memory_format=layout).eval()
         functions[name] = partial(predict, step, batch, device, own.precision, layout)
@@ -63,7 +63,7 @@ def pass_rows(config: Config, device: torch.device, repeats: int) -> Iterator[di
     count, as the processes start beside them: that is once in a pass over 10,582 images.
     """
     torch.manual_seed(config.seed)
-    size, layout = config.eval_batch, distributed.memory_format(device, config.width)
+    size, layout = config.eval_batch, distributed.memory_format(device, config.width, config.precision)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         images = [case(config, n, max(VOC_SIZE)) for n in range(8)]
@@ -93,7 +93,7 @@ def predict(step: StaticStep, batch: dict, device: torch.device, precision: str,
 def evaluation_rows(config: Config, device: torch.device, repeats: int) -> Iterator[dict]:
     """One image of mode 3 through the network: all scales, image and mirror in one batch, against one by one."""
     torch.manual_seed(config.seed)
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.width, config.precision)
     image, _, _ = case(config, 0, config.eval_size)
     x = normalise(as_tensor(image)[None].to(device))
     slow, _ = build(plain(config)[0], False)

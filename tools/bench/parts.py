@@ -34,7 +34,7 @@ def peak_rows(config: Config, device: torch.device, repeats: int) -> Iterator[di
     factors = [torch.randn(side, side, device=device) for _ in range(2)]
     image = torch.randn(config.bn, inner, cells, cells, device=device)
     weight = torch.randn(outer, inner, 3, 3, device=device)
-    layout = distributed.memory_format(device, config.width)
+    layout = distributed.memory_format(device, config.width, config.precision)
     halved = distributed.computes_in_bfloat16(device, config.precision)
     kind = torch.bfloat16 if halved else torch.float32
     ours = [t.to(kind) for t in factors]

@@ -61,7 +61,9 @@ def trainer(
 ) -> Callable[[], None]:
     """One whole training step of mode 0 or 2 as a function; not `fast`: plain eager float32 in NCHW."""
     torch.manual_seed(config.seed)
-    config, layout = (config, distributed.memory_format(device, config.width)) if fast else plain(config)
+    config, layout = (
+        (config, distributed.memory_format(device, config.width, config.precision)) if fast else plain(config)
+    )
     segmentation, ddnet = build(config, dynamic)
     how = integration(config)
     if dynamic:
@@ -94,7 +96,7 @@ def final_rows(config: Config, device: torch.device, repeats: int) -> Iterator[d
     target = torch.randint(len(CLASSES), (2, -(-side // 4), -(-side // 4)), device=device)
     functions = {}
     for name, (own, layout) in {
-        "ours": (config, distributed.memory_format(device, config.width)),
+        "ours": (config, distributed.memory_format(device, config.width, config.precision)),
         "plain": plain(config),
     }.items():
         torch.manual_seed(config.seed)
