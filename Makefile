@@ -6,7 +6,7 @@ BIN := .venv/bin
 OUT ?= demo
 SEED ?= 0
 # The small network gains more from a second process than from a second thread. On a GPU: DEVICE=cuda PROCESSES=1
-# Batches are those of all processes together; the classifier's BatchNorm, which learns, sees each process's part.
+# Batches are those of all processes together.
 DEVICE ?= cpu
 PROCESSES ?= 2
 # Versions that were tried together. CONSTRAINTS= takes the newest that requirements.txt allows.
@@ -33,8 +33,10 @@ export FITTING
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -r requirements.txt
 	touch $@
 
+# The classifier, which learns from scratch here, does so in one process with all threads: its BatchNorm sees a process's
+# part of a batch, and with half of it the CAMs were two points worse on each seed (docs/reproduction.md).
 define LABELS
-	$(PARALLEL) -m prepare_labels.train_cls $(FLAGS)
+	$(BIN)/python -m prepare_labels.train_cls $(FLAGS)
 	$(PARALLEL) -m prepare_labels.make_cam_labels $(FLAGS)
 	$(PARALLEL) -m prepare_labels.train_aff $(FLAGS)
 	$(PARALLEL) -m prepare_labels.make_aff_labels $(FLAGS)

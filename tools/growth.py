@@ -170,10 +170,11 @@ def as_markdown(config: Config, rows: list[dict], seeds: int, labels: Path | Non
     data = "the embedded, drawn images: no VOC figure" if drawn else "the images of --voc-root"
     figures = [name for name, value in rows[0].items() if isinstance(value, list)]
     made = f"those of {labels}" if labels else "made on all images, those held out among them"
+    of = f"seeds {config.seed} to {config.seed + seeds - 1}" if seeds > 1 else f"seed {config.seed}"
     lines = [
-        f"Preset {config.preset}, recipe {config.recipe}, measured on {data}; seeds {config.seed} to "
-        f"{config.seed + seeds - 1}. One label chain for all sizes ({made}), so only what the DD-Net learns from "
-        f"grows. Each row is judged on the same {len(read_ids(config.voc_root, 'seen'))} images that all sizes learned "
+        f"Preset {config.preset}, recipe {config.recipe}, measured on {data}; {of}. "
+        f"One label chain for all sizes ({made}), so only what the DD-Net learns from grows. "
+        f"Each row is judged on the same {len(read_ids(config.voc_root, 'seen'))} images that all sizes learned "
         "from, or on as many that none did. Percent.",
         "",
         f"| judged on images | training images | epochs | steps | {' | '.join(figures)} |",
