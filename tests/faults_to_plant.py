@@ -95,7 +95,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("initial weights not seeded", "torch.manual_seed(config.seed)", "pass", MODE_0),
         ("integration of the seeds", "    integration,\n", "    seed_integration as integration,\n", MODE_0_SHOWS),
         ("nothing frozen", "freeze_for_ssdd(step, segmentation)", "step.train()", MODE_0),
-        ("precision ignored", "config.precision", '"float32"', MODE_0),
+        ("precision ignored", "autocast(device, config.precision)", 'autocast(device, "float32")', MODE_0),
         ("DD-Net not trained", '"loss_dd": result.loss_dd', '"loss_dd": result.loss_dd.detach()', MODE_0),
     ],
     "modes/ssdd/precompute.py": [
@@ -117,7 +117,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     "modes/ssdd/dynamic.py": [
         ("a run goes on with another CRF", "path.exists() and (not config.fresh or runs.same_job(path))", "False", "tests/test_exact_crf.py::test_auto_takes_the_faster_and_goes_on_with_what_was_taken"),
         ("maps no part of what it was made from", "differences.folder, *runs", "*runs", MADE_FROM),
-        ("precision ignored", "config.precision", '"float32"', PRECISION),
+        ("precision ignored", "autocast(device, config.precision)", 'autocast(device, "float32")', PRECISION),
         ("PSA instead of m_ssdd0", 'batch["small"], m_ssdd0, seed', 'batch["small"], batch["knowledge"], seed', MODE_2),
         ("CRF on other images", 'batch["small"], m', 'batch["small"].flip(2), m', MODE_2),
         ("changed seeds taken", "    runs.need_same_seeds(config, differences.folder, list(samples.seeds.values()))\n", "", "tests/test_advisers.py::test_seeds_that_changed_after_the_mode_before_are_refused"),
@@ -146,7 +146,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "modes/ssdd/evaluate.py": [
         ("weights no part of what it was made from", "claim(config, STAGE, [weights])", "claim(config, STAGE, [])", MADE_FROM),
-        ("precision ignored", "config.precision", '"float32"', PRECISION),
+        ("precision ignored", "autocast(device, config.precision)", 'autocast(device, "float32")', PRECISION),
         ("no second softmax", "torch.softmax(resize(torch.from_numpy(summed)[None], image.shape[:2]), dim=1)[0]", "resize(torch.from_numpy(summed)[None], image.shape[:2])[0]", MODE_3),
         ("iterations of the labels' CRF", "config.crf_eval,", "config.crf_labels,", MODE_3),
         ("CRF kernel of the preset", "crf_kernel(config))", "crf_kernel(type(config)()))", MODE_3),
@@ -162,7 +162,7 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "modes/ssdd/fixed.py": [
         ("seeds no part of what it was made from", 'samples.seeds["seed"], *runs', "*runs", MADE_FROM),
-        ("precision ignored", "config.precision", '"float32"', PRECISION),
+        ("precision ignored", "autocast(device, config.precision)", 'autocast(device, "float32")', PRECISION),
         ("a longer cosine", "cosine_rate(config.lr, config.epochs)", "cosine_rate(config.lr, config.epochs + 1)", MODE_4),
         ("sides of mode 2", "config.static_side", "config.dynamic_side", MODE_4),
         ("nothing frozen", "freeze_for_ssdd(segmentation, segmentation)", "segmentation.train()", MODE_4),
@@ -315,13 +315,13 @@ FAULTS: dict[str, list[tuple[str, str, str, str]]] = {
         ("initial weights not seeded", "torch.manual_seed(config.seed)", "pass", SCRATCH),
     ],
     "prepare_labels/make_cam_labels.py": [
-        ("precision ignored", "(device, config.precision)", '(device, "float32")', PRECISION),
+        ("precision ignored", "autocast(device, config.precision)", 'autocast(device, "float32")', PRECISION),
         ("CAMs of the next class", "torch.from_numpy(classes - 1)", "torch.from_numpy(classes % 20)", CAMS),
         ("low and high swapped", "(config.alpha_low, config.alpha_high)", "(config.alpha_high, config.alpha_low)", CAMS),
         ("iterations of the training step's CRF", "config.crf_labels", "config.crf_train", CAMS),
         ("scales of evaluation", "config.cam_scales", "config.eval_scales[:1]", CAMS),
         ("CRF kernel of the preset", "crf_kernel(config)", "crf_kernel(type(config)())", CAMS),
-        ("dropout acts", "config.width)).eval()", "config.width)).train()", CAMS),
+        ("dropout acts", "config.precision)).eval()", "config.precision)).train()", CAMS),
         ("one CRF for both", "zip(folders[1:], alphas,", "zip(folders[1:], alphas[:1] * 2,", CAMS),
     ],
     "prepare_labels/train_aff.py": [
